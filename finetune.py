@@ -1,0 +1,714 @@
+"""Fine-tune a torchvision network on a dataset made by prep.py, and write a checkpoint that app.py serves.
+
+    python finetune.py --data_path dataset --model_name mobilenet_v3_small
+    python finetune.py --data_path dataset --model_name resnet18 --epochs 5 --lr 5e-4 --push_to_hub you/pets
+    python finetune.py --data_path dataset --weights none --epochs 30 --lr 2e-3
+
+The checkpoint is a folder with model.safetensors, config.json, preprocessor_config.json and a model card, README.md.
+In a notebook:
+
+    from finetune import finetune
+    model, metrics = finetune(data_path="dataset", model_name="mobilenet_v3_small", epochs=3)
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+# Written out so that --help needs no torch; a test compares them with torchvision's own list.
+MODEL_NAMES = (
+    *("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small"),
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"),
+)
+METRIC_NAMES = ("accuracy", "f1", "precision", "recall", "loss")  # f1, precision and recall are means over the classes
+START = {"none": "from scratch", "DEFAULT": "from torchvision's pretrained weights"}
+SOFTNESS = 2.0  # the temperature at which teacher and pupil are compared
+SPLITS = ("train", "validation", "test")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights expect
+
+CARD = """# {architecture}: {labels}
+
+torchvision's `{architecture}`, trained by `finetune.py` on {photos} photos of {size}x{size} pixels ({initial_weights}).
+A photo is scaled to that square whole, without a crop, as `preprocessor_config.json` says.
+
+## Results
+
+The test split ({test_photos} photos) was not looked at before the last epoch; it was measured once, with the epoch
+that had the best validation {monitor}: epoch {best_epoch:g}, {best_value:.4f}.
+
+{results}
+
+| class | test photos | precision | recall |
+| --- | --- | --- | --- |
+{per_class}
+
+## How it was made
+
+```
+{command}
+```
+
+Photos by class: {counts}. Versions: {versions}.
+
+## How to use it
+
+`MOBILENET_MODEL=FOLDER_OR_REPO python app.py`, or in Python:
+
+```python
+import json, torch, torchvision
+from safetensors.torch import load_file
+config = json.load(open("config.json"))
+model = torchvision.models.get_model(config["architecture"], num_classes=len(config["id2label"]))
+model.load_state_dict(load_file("model.safetensors"))
+```
+
+## Limits
+
+It knows the classes above and nothing else: any photo is given one of them. The numbers hold for photos like those of
+the dataset.
+"""
+
+
+def load_splits(data_path: str):
+    """Return the `DatasetDict` at a folder written by prep.py, or of a Hub dataset with the same splits and columns.
+
+    Raises:
+        OSError, ValueError: if there is none, or its splits or columns are others.
+    """
+    from datasets import ClassLabel, load_dataset, load_from_disk
+
+    if Path(data_path).is_dir():
+        if not (Path(data_path) / "dataset_dict.json").is_file():
+            raise ValueError(
+                f"--data_path {data_path} is a folder, but not one that prep.py wrote: it has no dataset_dict.json."
+            )
+        splits = load_from_disk(data_path)
+    else:
+        try:
+            splits = load_dataset(data_path)
+        except Exception as error:
+            raise OSError(
+                f"--data_path {data_path} is neither a folder nor a dataset that the Hub hands out: {first_line(error)}"
+            ) from error
+    for split in SPLITS:
+        if split not in splits:
+            raise ValueError(
+                f"--data_path {data_path} has no split {split!r}; it has: {', '.join(splits)}. Run prep.py to make all three."
+            )
+    if not isinstance(splits["train"].features.get("label"), ClassLabel) or "image" not in splits["train"].features:
+        raise ValueError(
+            f"--data_path {data_path} needs a column 'image' and a column 'label' of type ClassLabel. Run prep.py to make them."
+        )
+    return splits
+
+
+def rgb(image):
+    """Return a PIL photo upright and in RGB, transparent parts white. app.py does the same."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def image_processor(size: int):
+    """Return the preprocessing of evaluation and app: the whole photo to a size x size square, then ImageNet's scaling."""
+    from transformers import ViTImageProcessor
+
+    return ViTImageProcessor(size={"height": size, "width": size}, image_mean=MEAN, image_std=STD)
+
+
+class Photos:
+    """A split in memory: every photo decoded once to uint8 of shape (3, size, size); `transform` varies it each time."""
+
+    teacher_logits = None  # of shape (photos, teacher's classes), if there is a teacher
+
+    def __init__(self, part, processor, size: int, transform=None):
+        import torch
+        from tqdm.auto import tqdm
+
+        def resized(index):
+            return processor(
+                rgb(part[index]["image"]), size={"height": size, "width": size}, do_rescale=False, do_normalize=False
+            )
+
+        self.pixels = torch.empty(len(part), 3, size, size, dtype=torch.uint8)
+        with ThreadPoolExecutor() as pool:
+            photos = tqdm(
+                pool.map(resized, range(len(part))),
+                total=len(part),
+                desc=f"Decoding {part.split or 'photos'}",
+                unit="photo",
+            )
+            for index, photo in enumerate(photos):
+                self.pixels[index] = photo["pixel_values"][0]
+        self.labels = list(part["label"])
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        pixels = self.pixels[index]
+        photo = {"pixels": self.transform(pixels) if self.transform else pixels, "labels": self.labels[index]}
+        return photo if self.teacher_logits is None else {**photo, "teacher_logits": self.teacher_logits[index]}
+
+
+def batch(photos: list[dict], processor) -> dict:
+    """Return `pixel_values` (N, 3, size, size) scaled by the processor, as in the app, `labels` (N), `teacher_logits`."""
+    from torch.utils.data import default_collate
+
+    pixels = [photo.pop("pixels") for photo in photos]
+    return {**processor(pixels, do_resize=False, return_tensors="pt"), **default_collate(photos)}
+
+
+def teacher_logits(part, teacher: str, device: str, batch_size: int):
+    """Return the teacher's logits of every photo of a split, as it is, shape (photos, teacher's classes).
+
+    Raises:
+        OSError, ValueError: if transformers cannot load the teacher as an image classifier from safetensors.
+    """
+    import torch
+    from tqdm.auto import tqdm
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(teacher, trust_remote_code=False)
+        model = AutoModelForImageClassification.from_pretrained(
+            teacher, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"--teacher {teacher} cannot be loaded by transformers: {first_line(error)}.") from error
+    model = model.to(device).eval()
+    logits = []
+    with torch.inference_mode():
+        for start in tqdm(range(0, len(part), batch_size), desc="Asking the teacher", unit="batch"):
+            photos = [rgb(image) for image in part[start : start + batch_size]["image"]]
+            pixels = processor(photos, return_tensors="pt")["pixel_values"].to(device)
+            logits.append(model(pixels.contiguous(memory_format=torch.channels_last)).logits.cpu())
+    return torch.cat(logits).clone()  # a clone is no inference tensor, so the training may use it
+
+
+def augmentation(size: int):
+    """Return the random changes of a training photo: a part of it, somewhat stretched, perhaps mirrored."""
+    from torchvision.transforms import v2
+
+    return v2.Compose([v2.RandomResizedCrop(size, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3)), v2.RandomHorizontalFlip()])
+
+
+def initial_weights(model_name: str, weights: str) -> dict:
+    """Return the state dict to start from: torchvision's pretrained one, that of a safetensors file, or none.
+
+    Raises:
+        OSError, ValueError: if it cannot be downloaded or read.
+    """
+    if weights == "none":
+        return {}
+    if weights == "DEFAULT":
+        from torchvision.models import get_model_weights
+
+        try:
+            return get_model_weights(model_name).DEFAULT.get_state_dict(
+                progress=True, check_hash=True, weights_only=True
+            )
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"The pretrained weights of {model_name} cannot be downloaded ({first_line(error)}). "
+                "Use --weights none to train from scratch, or --weights FILE with a safetensors file."
+            ) from error
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"--weights {weights} is neither DEFAULT, none, nor a safetensors file that can be read: {first_line(error)}"
+        ) from error
+
+
+def build_model(model_name: str, nclasses: int, weights: str):
+    """Return the torchvision network with a new last layer for `nclasses`, the rest from `weights`.
+
+    Raises:
+        OSError, ValueError: if the weights cannot be had or belong to another network.
+    """
+    from torchvision.models import get_model
+
+    state = initial_weights(model_name, weights)
+    model = get_model(model_name, weights=None, num_classes=nclasses)
+    if not state:
+        return model
+    head = head_name(model)
+    try:
+        body = {name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")}
+        keys = model.load_state_dict(body, strict=False)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--weights {weights} is not a {model_name}: some of its tensors have another shape."
+        ) from error
+    wrong = keys.unexpected_keys + [name for name in keys.missing_keys if not name.startswith(f"{head}.")]
+    if wrong:
+        raise ValueError(f"--weights {weights} is not a {model_name}: {wrong[0]} is only in one of the two.")
+    return model
+
+
+def head_name(model) -> str:
+    """Return the name of the network's last layer, whose outputs are the logits."""
+    import torch
+
+    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][-1]
+
+
+def class_weights(labels: list[int], nclasses: int):
+    """Return the loss weight of each class, shape (nclasses,): 1 over the square root of its frequency, 1 if balanced.
+
+    The root is between leaving a rare class to be ignored and, with the full inverse, calling common ones rare.
+    """
+    import torch
+
+    counts = torch.bincount(torch.tensor(labels), minlength=nclasses)
+    return (counts.sum() / (nclasses * counts)).sqrt()
+
+
+def trainable(model, weights, teacher_classes: int):
+    """Return the network as the Trainer wants it: `pixel_values` and `labels` in, `loss` and `logits` out.
+
+    With `teacher_logits`, a second head on the same features, which is not part of the network, also learns to give
+    them (Hinton et al. 2015, Distilling the Knowledge in a Neural Network), and the features profit.
+    """
+    import torch
+    from torch.nn.functional import kl_div, log_softmax
+
+    class Trainable(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = model
+            self.loss = torch.nn.CrossEntropyLoss(weights)
+            self.imitation = torch.nn.Linear(head.in_features, teacher_classes) if teacher_classes else None
+
+        def forward(self, pixel_values, labels, teacher_logits=None):
+            features = []
+            with head.register_forward_pre_hook(lambda _, inputs: features.extend(inputs)):
+                # channels_last: 1.6 times the photos/s on a CPU with two cores
+                logits = self.network(pixel_values.contiguous(memory_format=torch.channels_last))
+            loss = self.loss(logits, labels)
+            if teacher_logits is not None:
+                pupil, teacher = (log_softmax(z / SOFTNESS, 1) for z in (self.imitation(features[0]), teacher_logits))
+                loss = loss + SOFTNESS / 2 * kl_div(pupil, teacher, reduction="batchmean", log_target=True)
+            return {"loss": loss, "logits": logits}
+
+    head = model.get_submodule(head_name(model))
+    return Trainable()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the large blocks that a training step frees, for the next step, instead of returning each."""
+    import ctypes
+
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt:
+            mallopt(-4, 0)  # M_MMAP_MAX: no block is a mapping of its own, to be cleared page by page each time
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def metrics(prediction) -> dict[str, float]:
+    """Return accuracy and the class means of F1, precision and recall, each 0 to 1, of a Trainer's prediction."""
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+    predicted = prediction.predictions.argmax(-1)
+    means = precision_recall_fscore_support(prediction.label_ids, predicted, average="macro", zero_division=0)
+    return {
+        "accuracy": accuracy_score(prediction.label_ids, predicted),
+        **dict(zip(("precision", "recall", "f1"), map(float, means[:3]), strict=True)),
+    }
+
+
+def checked_device(device: str) -> str:
+    """Return the device that "auto" stands for, or the given one.
+
+    Raises:
+        ValueError: if this machine has no such device.
+    """
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available[device]:
+        raise ValueError(
+            f"--device {device} is not available here; there is: {', '.join(name for name in available if available[name])}."
+        )
+    return device
+
+
+def finetune(
+    *,
+    data_path: str | Path,
+    model_name: str = "mobilenet_v3_small",
+    checkpoints_path: str | Path | None = None,
+    overwrite: bool = False,
+    weights: str = "DEFAULT",
+    teacher: str | None = None,
+    nclasses: int | None = None,
+    image_size: int = 160,
+    epochs: int = 3,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    monitor_metric_name: str = "accuracy",
+    seed: int = 42,
+    device: str = "auto",
+    push_to_hub: str | None = None,
+) -> tuple:
+    """Train, keep the best epoch, measure it on the test split, write the checkpoint folder.
+
+    Returns:
+        The torchvision network on the CPU in evaluation mode, and the test split's metrics (each 0 to 1).
+
+    Raises:
+        OSError, ValueError: with one sentence that says what is wrong; nothing is left at `checkpoints_path` then.
+    """
+    command = command_line(locals())
+    if model_name not in MODEL_NAMES:
+        raise ValueError(f"--model_name {model_name} is none of: {', '.join(MODEL_NAMES)}.")
+    if monitor_metric_name not in METRIC_NAMES:
+        raise ValueError(f"--monitor_metric_name {monitor_metric_name} is none of: {', '.join(METRIC_NAMES)}.")
+    for flag, number in (("--epochs", epochs), ("--batch_size", batch_size), ("--lr", lr)):
+        if number <= 0:
+            raise ValueError(f"{flag} {number:g} must be greater than 0.")
+    if image_size < 32:
+        raise ValueError(f"--image_size {image_size} is too small: the networks need 32 pixels or more.")
+    folder = Path(checkpoints_path or Path("checkpoints") / model_name)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"--checkpoints_path {folder} is a file. Choose another folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not (overwrite and (folder / "config.json").is_file()):
+        raise FileExistsError(
+            f"--checkpoints_path {folder} is not empty. Choose another folder, or add --overwrite to replace a checkpoint."
+        )
+
+    splits = load_splits(str(data_path))
+    names = splits["train"].features["label"].names
+    if nclasses not in (None, len(names)):
+        raise ValueError(f"--nclasses {nclasses} contradicts the dataset, which has {len(names)}: {', '.join(names)}.")
+    device = checked_device(device)
+    if push_to_hub:
+        create_repo(push_to_hub)  # now, so that a missing login does not show only after the training
+
+    from transformers import Trainer, TrainingArguments, set_seed
+
+    if device == "cpu":
+        keep_freed_memory()
+    set_seed(seed)  # before the network is made: the new layers start from random numbers
+    model = build_model(model_name, len(names), weights)
+    processor = image_processor(image_size)
+    # A training photo is kept an eighth larger than the network sees it, so that a crop need not be blown up.
+    train = Photos(splits["train"], processor, image_size * 9 // 8, augmentation(image_size))
+    validation, test = (Photos(splits[split], processor, image_size) for split in SPLITS[1:])
+
+    if teacher:
+        train.teacher_logits = teacher_logits(splits["train"], teacher, device, batch_size)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        trainer = Trainer(
+            model=trainable(
+                model, class_weights(train.labels, len(names)), train.teacher_logits.shape[1] if teacher else 0
+            ),
+            args=TrainingArguments(
+                output_dir=f"{scratch}/epochs",
+                num_train_epochs=epochs,
+                per_device_train_batch_size=batch_size,
+                per_device_eval_batch_size=batch_size,
+                learning_rate=lr,
+                lr_scheduler_type="cosine",
+                warmup_steps=0.1,  # a share of all steps
+                weight_decay=0.05,
+                eval_strategy="epoch",
+                logging_strategy="epoch",
+                save_strategy="epoch",
+                save_total_limit=1,
+                load_best_model_at_end=True,
+                metric_for_best_model=monitor_metric_name,
+                greater_is_better=monitor_metric_name != "loss",
+                dataloader_num_workers=4 * (device == "cuda"),  # on a CPU they only take cores from the training
+                remove_unused_columns=False,
+                use_cpu=device == "cpu",
+                seed=seed,
+                report_to="none",
+            ),
+            train_dataset=train,
+            eval_dataset=validation,
+            data_collator=partial(batch, processor=processor),
+            compute_metrics=metrics,
+        )
+        trainer.train()
+        prediction = trainer.predict(test)
+        model = model.cpu().eval()
+        if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+            raise ValueError(f"The training went to infinity with --lr {lr:g}; nothing was written. Use a smaller one.")
+        measured = {name.removeprefix("test_"): value for name, value in prediction.metrics.items()}
+        card = model_card(
+            splits,
+            model_name,
+            weights,
+            image_size,
+            monitor_metric_name,
+            trainer.state,
+            prediction,
+            command,
+            Path(data_path).name,
+        )
+        write_checkpoint(f"{scratch}/checkpoint", model, model_name, names, processor, card)
+        if folder.exists():
+            folder.rename(f"{scratch}/replaced")
+        Path(f"{scratch}/checkpoint").rename(folder)
+    print(f"Test accuracy {measured['accuracy']:.4f} on {len(test)} photos. Checkpoint written to {folder}")
+    if push_to_hub:
+        push(folder, push_to_hub)
+    return model, measured
+
+
+def write_checkpoint(folder: str, model, model_name: str, names: list[str], processor, card) -> None:
+    """Write the four files of a checkpoint to a new folder."""
+    from safetensors.torch import save
+
+    Path(folder).mkdir()
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    Path(folder, "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
+    config = {
+        "architecture": model_name,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+    Path(folder, "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    processor.save_pretrained(folder)
+    card.save(f"{folder}/README.md")
+
+
+def command_line(asked: dict) -> str:
+    """Return the command that does what `finetune` was asked for, without the flags that are at their default."""
+    words = ["python", "finetune.py"]
+    for name, value in asked.items():
+        if value != finetune.__kwdefaults__.get(name):
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
+def class_counts(part) -> str:
+    """Return how many photos of each class a split holds, in words."""
+    counts = Counter(part["label"])
+    return ", ".join(f"{name} {counts[index]}" for index, name in enumerate(part.features["label"].names))
+
+
+def model_card(
+    splits,
+    model_name: str,
+    weights: str,
+    image_size: int,
+    monitor: str,
+    state,
+    prediction,
+    command: str,
+    data_name: str,
+):
+    """Return the model card, with the test split's numbers in its text and, for the Hub, as `model-index`."""
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from sklearn.metrics import precision_recall_fscore_support
+
+    names = splits["train"].features["label"].names
+    measured = metrics(prediction)
+    precision, recall, _, counts = precision_recall_fscore_support(
+        prediction.label_ids, prediction.predictions.argmax(-1), labels=range(len(names)), zero_division=0
+    )
+    data = ModelCardData(
+        library_name="torchvision",
+        pipeline_tag="image-classification",
+        model_name=model_name,
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type="imagefolder",
+                dataset_name=data_name,
+                dataset_split="test",
+                metric_type=name,
+                metric_value=round(value, 4),
+            )
+            for name, value in measured.items()
+        ],
+    )
+    best = max if monitor != "loss" else min
+    epoch = best(
+        (entry for entry in state.log_history if f"eval_{monitor}" in entry), key=lambda entry: entry[f"eval_{monitor}"]
+    )
+    text = CARD.format(
+        architecture=model_name,
+        labels=", ".join(names),
+        photos=len(splits["train"]),
+        size=image_size,
+        initial_weights=START.get(weights, f"from the weights in {Path(weights).name}"),
+        test_photos=len(splits["test"]),
+        monitor=monitor,
+        best_epoch=epoch["epoch"],
+        best_value=epoch[f"eval_{monitor}"],
+        results="\n".join(f"- {name}: {value:.4f}" for name, value in measured.items()),
+        per_class="\n".join(
+            f"| {name} | {counts[index]} | {precision[index]:.4f} | {recall[index]:.4f} |"
+            for index, name in enumerate(names)
+        ),
+        command=command,
+        counts="; ".join(f"{split} {class_counts(splits[split])}" for split in SPLITS),
+        versions=", ".join(
+            f"{package} {version(package)}" for package in ("torch", "torchvision", "transformers", "datasets")
+        ),
+    )
+    return ModelCard(f"---\n{data}\n---\n\n{text}")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, for the use inside a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def create_repo(repo_id: str) -> None:
+    """Make sure that the private model repo exists and may be written.
+
+    Raises:
+        OSError: with the reason, if not.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().create_repo(repo_id, private=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"--push_to_hub {repo_id}: the Hub does not give a repo to write to ({first_line(error)}). "
+            "Log in with `hf auth login`, or set HF_TOKEN to a token that may write there."
+        ) from error
+
+
+def push(folder: Path, repo_id: str) -> None:
+    """Upload the checkpoint folder in one commit.
+
+    Raises:
+        OSError: with the command that uploads it later, if the Hub does not take it.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        commit = HfApi().upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload the checkpoint")
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"The checkpoint is whole in {folder}, but the Hub did not take it ({first_line(error)}). "
+            f"Push it later with: hf upload {repo_id} {folder}"
+        ) from error
+    print(f"Pushed to {repo_id}, revision {commit.oid}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser; `main` also takes the flags with hyphens."""
+    parser = argparse.ArgumentParser(
+        prog="finetune.py",
+        description="Fine-tune a torchvision network on a dataset made by prep.py, and write a checkpoint that app.py serves.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data_path",
+        required=True,
+        default=argparse.SUPPRESS,
+        help="folder written by prep.py, or a dataset on the Hub",
+    )
+    data.add_argument(
+        "--nclasses", type=int, metavar="N", help="number of classes; checked against the data, which decides"
+    )
+    data.add_argument(
+        "--image_size", type=int, default=160, metavar="PIXELS", help="side of the square that the network sees"
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model_name",
+        default="mobilenet_v3_small",
+        choices=MODEL_NAMES,
+        metavar="NAME",
+        help=f"one of: {', '.join(MODEL_NAMES)}",
+    )
+    model.add_argument(
+        "--weights",
+        default="DEFAULT",
+        metavar="WHICH",
+        help="DEFAULT: torchvision's pretrained weights; none: from scratch; or a safetensors file",
+    )
+    model.add_argument(
+        "--teacher",
+        metavar="MODEL",
+        help="image classifier of any classes, a Hub id or folder that transformers loads, to learn from as well",
+    )
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=int, default=3, metavar="N", help="passes over the training photos")
+    training.add_argument("--batch_size", type=int, default=64, metavar="N", help="photos per step")
+    training.add_argument(
+        "--lr",
+        type=float,
+        default=1e-3,
+        metavar="RATE",
+        help="highest learning rate; it warms up and falls along a cosine",
+    )
+    training.add_argument(
+        "--monitor_metric_name",
+        default="accuracy",
+        choices=METRIC_NAMES,
+        help="validation metric that decides which epoch is kept",
+    )
+    training.add_argument(
+        "--seed", type=int, default=42, help="the same seed gives the same weights on the same machine"
+    )
+    training.add_argument(
+        "--device",
+        default="auto",
+        choices=("auto", "cuda", "mps", "cpu"),
+        help="auto takes the first of the others there is",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--checkpoints_path",
+        metavar="FOLDER",
+        help="folder of the checkpoint; if not given, checkpoints/NAME of the model",
+    )
+    output.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is already there")
+    output.add_argument(
+        "--push_to_hub", metavar="REPO_ID", help="also upload the checkpoint to this model repo, private if it is new"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    arguments = [underscored(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    try:
+        finetune(**vars(parser().parse_args(arguments)))
+    except (OSError, ValueError) as error:
+        sys.exit(f"finetune.py: error: {error}")
+    except KeyboardInterrupt:
+        print("finetune.py: stopped, no checkpoint was written", file=sys.stderr)
+        sys.exit(130)
+
+
+def underscored(argument: str) -> str:
+    """Return `--data-path=a-b` as `--data_path=a-b`, so that both spellings of a flag work."""
+    flag, equals, value = argument.partition("=")
+    return flag.replace("-", "_").replace("__", "--", 1) + equals + value if flag.startswith("--") else argument
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The app's API, as scripts meet it, and the reading of ImageNet models."""
+
+import base64
+import json
+import urllib.request
+
+import numpy as np
+import pytest
+from conftest import ROOT, running_app
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+import app
+
+EXAMPLES = {file.name: file.name.split("-")[0].title() for file in sorted(app.EXAMPLES.glob("*.jpg"))}
+
+
+@pytest.fixture(scope="module")
+def client(app_url):
+    return Client(app_url, verbose=False)
+
+
+def over_http(url: str, *data, api_name: str = "predict") -> str:
+    """Return what the API answers to two plain HTTP calls, without any client library."""
+    body = json.dumps({"data": data}).encode()
+    call = urllib.request.Request(f"{url}/gradio_api/call/{api_name}", body, {"Content-Type": "application/json"})
+    event = json.load(urllib.request.urlopen(call))["event_id"]
+    return urllib.request.urlopen(f"{url}/gradio_api/call/{api_name}/{event}").read().decode()
+
+
+@pytest.mark.parametrize(("name", "label"), EXAMPLES.items())
+def test_the_shipped_checkpoint_is_right_about_every_example(client, name, label):
+    answer = client.predict(handle_file(app.EXAMPLES / name), "mobilenet", api_name="/predict")
+    assert answer["label"] == label
+    confidences = {entry["label"]: entry["confidence"] for entry in answer["confidences"]}
+    assert set(confidences) == {"Cat", "Dog", "Neither"} and sum(confidences.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_mobilenet_is_the_model_of_a_call_that_names_none(client):
+    photo = handle_file(app.EXAMPLES / "cat-chelsea.jpg")
+    named = client.predict(photo, "mobilenet", api_name="/predict")
+    assert client.predict(image=photo, api_name="/predict") == named
+
+
+def test_a_model_that_cannot_be_had_says_so_and_the_other_goes_on(client):
+    photo = handle_file(app.EXAMPLES / "cat-chelsea.jpg")
+    with pytest.raises(AppError, match="The model vit .* cannot be had: the Hub cannot be reached"):
+        client.predict(photo, "vit", api_name="/predict")
+    assert client.predict(photo, "mobilenet", api_name="/predict")["label"] == "Cat"
+
+
+def test_what_is_no_photo_is_refused_in_words(client, tmp_path):
+    whole = (app.EXAMPLES / "cat-chelsea.jpg").read_bytes()
+    for name, content in {"text.jpg": b"hello", "cut.jpg": whole[: len(whole) // 2], "empty.png": b""}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(AppError, match="cannot be read as a photo"):
+            client.predict(handle_file(tmp_path / name), "mobilenet", api_name="/predict")
+    with pytest.raises(AppError, match="Send a photo"):
+        client.predict(None, "mobilenet", api_name="/predict")
+
+
+def test_plain_http_with_a_data_url_works_and_its_mistakes_have_words(app_url):
+    photo = base64.b64encode((app.EXAMPLES / "dog-red.jpg").read_bytes()).decode()
+    assert '"label": "Dog"' in over_http(app_url, {"url": f"data:image/jpeg;base64,{photo}"}, "mobilenet")
+    assert "not valid base64" in over_http(app_url, {"url": "data:image/jpeg;base64,!"}, "mobilenet")
+
+
+def test_a_path_on_the_server_is_never_opened(app_url):
+    for path in (app.EXAMPLES / "dog-red.jpg", app.EXAMPLES / ".." / "README.md", "/etc/passwd"):
+        for file in ({"path": str(path)}, {"path": str(path), "meta": {"_type": "gradio.FileData"}}):
+            assert "event: error" in over_http(app_url, file, "mobilenet")
+            rows = over_http(app_url, [file], "mobilenet", api_name="predict_batch")
+            assert "event: error" in rows or "is not taken" in rows
+
+
+def test_batch_answers_every_file_in_order_and_a_broken_one_with_its_reason(client, tmp_path):
+    (tmp_path / "broken.jpg").write_text("no photo")
+    paths = [*[app.EXAMPLES / name for name in EXAMPLES], tmp_path / "broken.jpg"] * 3
+    answer = client.predict([handle_file(path) for path in paths], "mobilenet", api_name="/predict_batch")
+    assert answer["headers"] == ["file", "label", "confidence", "note"]
+    expected = [[name, label] for name, label in [*EXAMPLES.items(), ("broken.jpg", "")]] * 3
+    assert [row[:2] for row in answer["data"]] == expected
+    for file, _, confidence, note in answer["data"]:
+        assert ("cannot be read" in note and confidence is None) if file == "broken.jpg" else 1 / 3 <= confidence <= 1
+
+
+def test_an_imagenet_model_answers_cat_dog_neither(tiny_vit):
+    with running_app(VIT_MODEL=str(tiny_vit)) as url:
+        client = Client(url, verbose=False)
+        answer = client.predict(handle_file(app.EXAMPLES / "cat-chelsea.jpg"), "vit", api_name="/predict")
+    confidences = {entry["label"]: entry["confidence"] for entry in answer["confidences"]}
+    # A random model finds every class about as likely as any other: 5 cats, 118 dogs and 877 other things.
+    assert confidences["Cat"] == pytest.approx(0.005, abs=0.002)
+    assert confidences["Dog"] == pytest.approx(0.118, abs=0.02)
+    assert confidences["Neither"] == pytest.approx(0.877, abs=0.02)
+
+
+def test_the_imagenet_classes_are_read_by_index():
+    """timm's own class names say which 118 are dogs and which 5 are cats; names alone would mislead."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    names = [info.index_to_description(index).lower() for index in range(1000)]
+    verdicts = [app.PET_LABELS[row.argmax()] for row in app.pet_probabilities(np.eye(1000))]
+    assert (verdicts.count("Cat"), verdicts.count("Dog"), verdicts.count("Neither")) == (5, 118, 877)
+    expected = dict.fromkeys(
+        ("catamaran", "hotdog", "bullfrog", "timber wolf", "cougar", "lynx", "sea lion"), "Neither"
+    )
+    expected |= dict.fromkeys(("tabby", "tiger cat", "persian cat", "siamese cat", "egyptian cat"), "Cat")
+    expected |= dict.fromkeys(("chihuahua", "mexican hairless", "beagle", "toy poodle", "rottweiler"), "Dog")
+    for word, label in expected.items():
+        found = [index for index, name in enumerate(names) if any(part.startswith(word) for part in name.split(", "))]
+        assert found and {verdicts[index] for index in found} == {label}, word
+
+
+def test_the_teacher_like_timm_wrapper_loads(tmp_path):
+    """timm models come with an image processor of their own, which takes other arguments than the rest."""
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    config = TimmWrapperConfig(
+        architecture="resnet10t",
+        num_labels=1000,
+        model_args={"pretrained": False},
+        pretrained_cfg={
+            "input_size": [3, 32, 32],
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+        },
+    )
+    TimmWrapperForImageClassification(config).save_pretrained(tmp_path)
+    served = app.load_classifier(str(tmp_path))
+    pixels = served.processor([app.open_photo(app.EXAMPLES / "cat-chelsea.jpg")] * 2, return_tensors="pt")[
+        "pixel_values"
+    ]
+    assert served.logits(pixels.numpy()).shape == (2, 1000)
+
+
+def test_a_model_that_transformers_loads_keeps_its_own_labels(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    labels = {0: "wombat", 1: "quokka"}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTForImageClassification(ViTConfig(image_size=32, id2label=labels, **sizes)).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    assert app.load_classifier(str(tmp_path)).labels == ["wombat", "quokka"]
+
+
+def test_pickled_weights_are_refused(tiny_vit, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    for file in tiny_vit.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save(load_file(tiny_vit / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        app.load_classifier(str(tmp_path))
+
+
+def test_the_api_names_its_parameters_as_documented(client):
+    described = client.view_api(return_format="dict")["named_endpoints"]
+    parameters = {name: [p["parameter_name"] for p in endpoint["parameters"]] for name, endpoint in described.items()}
+    assert parameters == {"/predict": ["image", "model"], "/predict_batch": ["files", "model"]}
+    assert described["/predict"]["parameters"][1]["type"]["enum"] == ["mobilenet", "vit"]
+
+
+def test_importing_the_app_starts_nothing_and_needs_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

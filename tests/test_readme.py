@@ -1,0 +1,108 @@
+"""README.md: every command on it works as printed, and its front matter is what a Space needs."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+import yaml
+from conftest import ROOT, running_app, write_photos
+from packaging.requirements import Requirement
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = [
+    (language, re.sub(r"(?m)^   ", "", code)) for language, code in re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+]
+COMMANDS = [line.strip() for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
+
+
+def shell(command: str, folder: Path, **environment) -> subprocess.CompletedProcess:
+    """Run a command of the README in a folder, with this Python as `python`."""
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    home = {"PATH": path, "HOME": str(folder), "HF_ENDPOINT": "http://127.0.0.1:9", "GRADIO_ANALYTICS_ENABLED": "False"}
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=folder,
+        env={**home, **environment},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+def test_prep_finetune_and_the_page_work_as_pasted(scripts):
+    """The same folder, one command after the other; the pretrained weights wait in torchvision's cache, at random."""
+    write_photos(scripts)
+    cache = scripts / ".cache/torch/hub/checkpoints"
+    cache.mkdir(parents=True)
+    weights = torchvision.models.get_model_weights("mobilenet_v3_small").DEFAULT
+    torch.save(torchvision.models.get_model("mobilenet_v3_small").state_dict(), cache / weights.url.rsplit("/", 1)[1])
+    commands = [command for command in COMMANDS if command.startswith(("python prep.py", "python finetune.py"))]
+    assert len(commands) >= 3
+    for command in commands:
+        if "--overwrite" not in command:  # the commands for the shipped checkpoint start afresh
+            shutil.rmtree(scripts / "checkpoints", ignore_errors=True)
+        if command.startswith("python prep.py"):
+            shutil.rmtree(scripts / "dataset", ignore_errors=True)
+        result = shell(command, scripts)
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+    variable, checkpoint = next(c for c in COMMANDS if c.endswith("python app.py") and "=" in c).split()[0].split("=")
+    with running_app(scripts, **{variable: checkpoint}) as url:
+        call = next(code for language, code in BLOCKS if language == "bash" and "curl" in code)
+        assert '"label"' in shell(call.replace("http://127.0.0.1:7860", url), scripts).stdout
+
+
+@pytest.mark.parametrize(
+    ("language", "words", "expected"), [("python", "Client(", "Dog"), ("bash", "curl", '"Neither"')]
+)
+def test_the_client_calls_work_as_pasted(app_url, scripts, language, words, expected):
+    code = next(code for kind, code in BLOCKS if kind == language and words in code).replace(
+        "http://127.0.0.1:7860", app_url
+    )
+    if language == "python":
+        (scripts / "call.py").write_text(code)
+        code = "python call.py"
+    result = shell(code, scripts)
+    assert result.returncode == 0 and expected in result.stdout, result.stderr
+
+
+def test_the_docstrings_commands_name_flags_that_exist(scripts):
+    for script in ("prep.py", "finetune.py"):
+        text = shell(f"python {script} --help", scripts).stdout
+        commands = re.findall(rf"(?m)^.*python {script} (.*)$", (ROOT / script).read_text() + README)
+        assert commands
+        for flag in re.findall(r"--\w+", " ".join(commands)):
+            assert flag in text, f"{script} {flag}"
+
+
+def test_the_two_set_up_commands_stand_as_ci_runs_them():
+    assert "pip install -r requirements.txt && python app.py" in COMMANDS
+    assert "pip install -r requirements.txt -r tests/requirements.txt && pytest" in COMMANDS
+
+
+def test_the_front_matter_suits_a_space_and_the_requirements():
+    card = yaml.safe_load(README.split("---")[1])
+    assert (card["sdk"], card["app_file"]) == ("gradio", "app.py")
+    assert len(card["short_description"]) <= 60
+    assert isinstance(card["python_version"], str) and tuple(map(int, card["python_version"].split("."))) >= (3, 11)
+    gradio = Requirement(next(line for line in (ROOT / "requirements.txt").open() if line.startswith("gradio")))
+    assert card["sdk_version"] in gradio.specifier
+
+
+def test_links_and_pictures_exist_and_nothing_is_too_large_for_a_space():
+    for page in (ROOT / "README.md", ROOT / "examples" / "README.md"):
+        for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            assert link.startswith("http") or (page.parent / link).exists(), link
+    for file in [*ROOT.glob("*.*"), *(ROOT / "examples").rglob("*")]:
+        assert file.is_dir() or file.stat().st_size < 10_000_000, file
+
+
+def test_every_shipped_photo_has_its_source_and_licence():
+    text = (ROOT / "examples" / "README.md").read_text()
+    for file in (ROOT / "examples").glob("*.jpg"):
+        row = next(line for line in text.splitlines() if file.name in line)
+        assert len([cell for cell in row.strip("|").split("|") if cell.strip()]) == 4

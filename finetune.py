@@ -36,13 +36,13 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which to
 
 CARD = """# {architecture}: {labels}
 
-torchvision's `{architecture}`, trained by `finetune.py` on {photos} photos of {size}x{size} pixels ({initial_weights}).
+torchvision's `{architecture}`, trained by `finetune.py` on {photos} photos of {size}x{size} pixels, {start}.
 A photo is scaled to that square whole, without a crop, as `preprocessor_config.json` says.
 
 ## Results
 
 The test split ({test_photos} photos) was not looked at before the last epoch; it was measured once, with the epoch
-that had the best validation {monitor}: epoch {best_epoch:g}, {best_value:.4f}.
+that had the best validation {monitor}: epoch {best_epoch}, {best_value:.4f}.
 
 {results}
 
@@ -147,7 +147,7 @@ class Photos:
             photos = tqdm(
                 pool.map(resized, range(len(part))),
                 total=len(part),
-                desc=f"Decoding {part.split or 'photos'}",
+                desc="Decoding photos",
                 unit="photo",
             )
             for index, photo in enumerate(photos):
@@ -353,6 +353,21 @@ def checked_device(device: str) -> str:
     return device
 
 
+def output_folder(folder: Path, overwrite: bool) -> Path:
+    """Return the folder of the checkpoint.
+
+    Raises:
+        FileExistsError: if something is there that is not to be replaced.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"--checkpoints_path {folder} is a file. Choose another folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not (overwrite and (folder / "config.json").is_file()):
+        raise FileExistsError(
+            f"--checkpoints_path {folder} is not empty. Choose another folder, or add --overwrite to replace a checkpoint."
+        )
+    return folder
+
+
 def finetune(
     *,
     data_path: str | Path,
@@ -389,13 +404,7 @@ def finetune(
             raise ValueError(f"{flag} {number:g} must be greater than 0.")
     if image_size < 32:
         raise ValueError(f"--image_size {image_size} is too small: the networks need 32 pixels or more.")
-    folder = Path(checkpoints_path or Path("checkpoints") / model_name)
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"--checkpoints_path {folder} is a file. Choose another folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not (overwrite and (folder / "config.json").is_file()):
-        raise FileExistsError(
-            f"--checkpoints_path {folder} is not empty. Choose another folder, or add --overwrite to replace a checkpoint."
-        )
+    folder = output_folder(Path(checkpoints_path or Path("checkpoints") / model_name), overwrite)
 
     splits = load_splits(str(data_path))
     names = splits["train"].features["label"].names
@@ -459,14 +468,15 @@ def finetune(
         measured = {name.removeprefix("test_"): value for name, value in prediction.metrics.items()}
         card = model_card(
             splits,
-            model_name,
-            weights,
-            image_size,
-            monitor_metric_name,
-            trainer.state,
             prediction,
-            command,
-            Path(data_path).name,
+            architecture=model_name,
+            size=image_size,
+            data_name=Path(data_path).name,
+            start=START.get(weights, f"from the weights in {Path(weights).name}")
+            + (f" and with {Path(teacher).name} as its teacher" if teacher else ""),
+            monitor=monitor_metric_name,
+            best=best_epoch(trainer.state.log_history, monitor_metric_name),
+            command=command,
         )
         write_checkpoint(f"{scratch}/checkpoint", model, model_name, names, processor, card)
         if folder.exists():
@@ -510,18 +520,19 @@ def class_counts(part) -> str:
     return ", ".join(f"{name} {counts[index]}" for index, name in enumerate(part.features["label"].names))
 
 
-def model_card(
-    splits,
-    model_name: str,
-    weights: str,
-    image_size: int,
-    monitor: str,
-    state,
-    prediction,
-    command: str,
-    data_name: str,
-):
-    """Return the model card, with the test split's numbers in its text and, for the Hub, as `model-index`."""
+def best_epoch(log_history: list[dict], monitor: str) -> tuple[int, float]:
+    """Return the epoch whose validation metric is the best, and the metric; the first one of equals, as the Trainer."""
+    found = [(round(entry["epoch"]), entry[f"eval_{monitor}"]) for entry in log_history if f"eval_{monitor}" in entry]
+    return (min if monitor == "loss" else max)(found, key=lambda epoch: epoch[1])
+
+
+def model_card(splits, prediction, *, data_name: str, best: tuple[int, float], **facts):
+    """Return the model card, with the test split's numbers in its text and, for the Hub, as `model-index`.
+
+    Args:
+        prediction: the Trainer's, of the test split.
+        facts: what the card's text names besides: architecture, size, start, monitor, command.
+    """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -530,46 +541,28 @@ def model_card(
     precision, recall, _, counts = precision_recall_fscore_support(
         prediction.label_ids, prediction.predictions.argmax(-1), labels=range(len(names)), zero_division=0
     )
+    where = {"task_type": "image-classification", "dataset_type": "imagefolder", "dataset_name": data_name}
     data = ModelCardData(
         library_name="torchvision",
         pipeline_tag="image-classification",
-        model_name=model_name,
+        model_name=facts["architecture"],
         eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type="imagefolder",
-                dataset_name=data_name,
-                dataset_split="test",
-                metric_type=name,
-                metric_value=round(value, 4),
-            )
+            EvalResult(**where, dataset_split="test", metric_type=name, metric_value=round(value, 4))
             for name, value in measured.items()
         ],
     )
-    best = max if monitor != "loss" else min
-    epoch = best(
-        (entry for entry in state.log_history if f"eval_{monitor}" in entry), key=lambda entry: entry[f"eval_{monitor}"]
-    )
+    per_class = zip(names, counts, precision, recall, strict=True)
     text = CARD.format(
-        architecture=model_name,
+        **facts,
         labels=", ".join(names),
         photos=len(splits["train"]),
-        size=image_size,
-        initial_weights=START.get(weights, f"from the weights in {Path(weights).name}"),
         test_photos=len(splits["test"]),
-        monitor=monitor,
-        best_epoch=epoch["epoch"],
-        best_value=epoch[f"eval_{monitor}"],
+        best_epoch=best[0],
+        best_value=best[1],
         results="\n".join(f"- {name}: {value:.4f}" for name, value in measured.items()),
-        per_class="\n".join(
-            f"| {name} | {counts[index]} | {precision[index]:.4f} | {recall[index]:.4f} |"
-            for index, name in enumerate(names)
-        ),
-        command=command,
+        per_class="\n".join("| {} | {} | {:.4f} | {:.4f} |".format(*row) for row in per_class),
         counts="; ".join(f"{split} {class_counts(splits[split])}" for split in SPLITS),
-        versions=", ".join(
-            f"{package} {version(package)}" for package in ("torch", "torchvision", "transformers", "datasets")
-        ),
+        versions=", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "transformers", "datasets")),
     )
     return ModelCard(f"---\n{data}\n---\n\n{text}")
 

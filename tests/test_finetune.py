@@ -65,7 +65,7 @@ def test_each_family_trains_and_the_app_gives_the_trained_models_logits(dataset,
 def test_a_checkpoint_given_by_a_variable_is_what_the_app_answers_with(checkpoint, dataset):
     part = load_from_disk(str(dataset))["validation"]
     card = (checkpoint / "README.md").read_text()
-    best = float(re.search(r"validation accuracy: epoch \d+, ([\d.]+)", card)[1])
+    best = float(re.search(r"validation accuracy: epoch \d+, (\d+\.\d+)", card)[1])
     with running_app(MOBILENET_MODEL=str(checkpoint)) as url:
         client = Client(url, verbose=False)
         answers = []
@@ -100,7 +100,7 @@ def test_the_best_epoch_by_the_monitored_metric_is_saved(dataset, tmp_path):
         assert result.returncode == 0, result.stderr
         values = [float(value) for value in re.findall(rf"'eval_{metric}': '([^']+)'", result.stdout)]
         epoch, value = re.search(
-            rf"validation {metric}: epoch (\d+), ([\d.]+)", (folder / "README.md").read_text()
+            rf"validation {metric}: epoch (\d+), (\d+\.\d+)", (folder / "README.md").read_text()
         ).groups()
         best = max(values) if metric == "accuracy" else min(values)
         assert float(value) == pytest.approx(best, rel=1e-3) and values.index(best) == int(epoch) - 1

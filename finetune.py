@@ -63,8 +63,11 @@ Photos by class: {counts}. Versions: {versions}.
 `MOBILENET_MODEL=FOLDER_OR_REPO python app.py`, or in Python:
 
 ```python
-import json, torch, torchvision
+import json
+
+import torchvision
 from safetensors.torch import load_file
+
 config = json.load(open("config.json"))
 model = torchvision.models.get_model(config["architecture"], num_classes=len(config["id2label"]))
 model.load_state_dict(load_file("model.safetensors"))

@@ -216,6 +216,9 @@ def compiled(module, example: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return on_cpu
 
 
+BUILDING = threading.Lock()  # neither transformers' lazy imports nor torch's tracing stand two threads at once
+
+
 @functools.cache
 def load_classifier(source: str) -> Classifier:
     """Return the model, loaded once; a failure is not remembered, so the next call tries again.
@@ -223,9 +226,19 @@ def load_classifier(source: str) -> Classifier:
     Raises:
         OSError, ValueError: with the reason, if it cannot be had.
     """
+    folder = model_folder(source)  # not under the lock: one model's download must not hold up the other
+    with BUILDING:
+        return build_classifier(folder)
+
+
+def build_classifier(folder: Path) -> Classifier:
+    """Return the model of a folder, ready to answer.
+
+    Raises:
+        OSError, ValueError: with the reason, if the folder does not hold one.
+    """
     from transformers import AutoImageProcessor
 
-    folder = model_folder(source)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "model_type" in config:
         module = transformers_module(folder)

@@ -120,7 +120,6 @@ def test_the_teacher_like_timm_wrapper_loads(tmp_path):
     config = TimmWrapperConfig(
         architecture="resnet10t",
         num_labels=1000,
-        model_args={"pretrained": False},
         pretrained_cfg={
             "input_size": [3, 32, 32],
             "mean": [0.5] * 3,

@@ -509,10 +509,10 @@ def write_checkpoint(folder: str, model, model_name: str, names: list[str], proc
 
 
 def command_line(asked: dict) -> str:
-    """Return the command that does what `finetune` was asked for, without the flags that are at their default."""
+    """Return the command that does what `finetune` was asked for, defaults included, which another version may change."""
     words = ["python", "finetune.py"]
     for name, value in asked.items():
-        if value != finetune.__kwdefaults__.get(name):
+        if value is not None and value is not False:
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return shlex.join(words)
 

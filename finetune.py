@@ -443,7 +443,8 @@ def finetune(
                 per_device_eval_batch_size=batch_size,
                 learning_rate=lr,
                 lr_scheduler_type="cosine",
-                warmup_steps=0.1,  # a share of all steps
+                # A tenth of all steps, rounded down: the first one of a warm-up changes nothing, and may be the only one.
+                warmup_steps=epochs * -(-len(train) // batch_size) // 10,
                 weight_decay=0.05,
                 eval_strategy="epoch",
                 logging_strategy="epoch",

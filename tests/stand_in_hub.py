@@ -1,13 +1,17 @@
 """A small Hub on this machine, for the real huggingface_hub client: create, commit, LFS up and down, read.
 
-It keeps the model repos in memory: `hub.commits[repo_id]` is a list of {path: bytes}, oldest first.
+It keeps the repos in memory: `hub.commits["you/pets"]`, or `hub.commits["datasets/you/pets"]`, is a list of
+{path: bytes}, oldest first. `hub.faults = {3: 503}` answers the third request from then on with that status; "cut"
+closes the connection instead of answering, and "cut after" does what was asked first.
 """
 
 import base64
 import hashlib
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote
 
 TOKEN = "hf_stand_in"
 
@@ -18,6 +22,7 @@ class StandInHub:
         self.private: dict[str, bool] = {}
         self.lfs: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.faults: dict[int, int | str] = {}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -26,7 +31,21 @@ class StandInHub:
             def log_message(self, *arguments):
                 pass
 
+            def handle_one(self, work, *arguments):
+                hub.requests.append(f"{self.command} {self.path.split('?')[0]}")
+                self.fault = hub.faults.pop(len(hub.requests), None)
+                if isinstance(self.fault, int):
+                    return self.answer(self.fault, {"error": "a fault"}, Retry_After="0")
+                if self.fault != "cut":
+                    work(self, *arguments)
+                if self.fault:
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                return None
+
             def answer(self, status=200, body=b"", **headers):
+                if self.fault == "cut after":
+                    return
                 body = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", headers.pop("content_length", len(body)))
@@ -40,12 +59,12 @@ class StandInHub:
                 return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
             def do_POST(self):
-                hub.write(self, self.body())
+                self.handle_one(hub.write, self.body())
 
             do_PUT = do_POST
 
             def do_GET(self):
-                hub.read(self)
+                self.handle_one(hub.read)
 
             do_HEAD = do_GET
 
@@ -58,6 +77,46 @@ class StandInHub:
     def revision(files: dict[str, bytes], number: int) -> str:
         return hashlib.sha1(repr((number, sorted(files))).encode()).hexdigest()
 
+    @staticmethod
+    def repo_id(path: str) -> str:
+        """Return the repo of an API path: /api/models/you/pets/..., or /api/datasets/you/pets/..."""
+        kind, owner, name = path.split("/")[2:5]
+        return f"{'datasets/' * (kind == 'datasets')}{owner}/{name}"
+
+    def oid(self, content: bytes | None) -> str | None:
+        """Return what git calls a file, or LFS if it came through LFS."""
+        if content is None:
+            return None
+        lfs = hashlib.sha256(content).hexdigest()
+        return lfs if lfs in self.lfs else hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+    def entries(self, files: dict[str, bytes], commit: str) -> list[dict]:
+        """Return the files as the tree and the paths-info calls list them."""
+        return [
+            {"type": "file", "path": name, "size": len(content), "oid": self.oid(content)}
+            for name, content in files.items()
+        ]
+
+    def tree(self, files: dict[str, bytes], folder: str, recursive: bool, commit: str) -> list[dict]:
+        """Return what lies in a folder ("" is the whole repo), the folders in it and, if recursive, all below."""
+        start = f"{folder}/" if folder else ""
+        below = [name.removeprefix(start) for name in files if name.startswith(start)]
+        folders = {name.rsplit("/", 1)[0] for name in below if "/" in name}
+        found = [{"type": "directory", "path": start + name, "oid": commit} for name in sorted(folders)]
+        shown = {start + name: files[start + name] for name in below if recursive or "/" not in name}
+        return found + self.entries(shown, commit)
+
+    def paths_info(self, request, path: str, body: bytes) -> None:
+        """Answer which of the asked paths are files or folders."""
+        commit, files = self.find(self.repo_id(path), unquote(path.rsplit("/", 1)[-1]))
+        asked = parse_qs(body.decode())["paths"] if b"paths=" in body else json.loads(body)["paths"]
+        folders = [
+            {"type": "directory", "path": name, "oid": commit}
+            for name in asked
+            if any(file.startswith(f"{name}/") for file in files)
+        ]
+        request.answer(200, folders + self.entries({name: files[name] for name in asked if name in files}, commit))
+
     def find(self, repo_id: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         """Return (commit hash, files) of a revision: "main", or a commit hash."""
         numbered = [(self.revision(files, number), files) for number, files in enumerate(self.commits[repo_id])]
@@ -66,12 +125,12 @@ class StandInHub:
     def write(self, request, body: bytes) -> None:
         """Answer a POST or PUT."""
         path = request.path.split("?")[0]
-        self.requests.append(f"{request.command} {path}")
         if not path.startswith("/lfs/") and request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return request.answer(401, {"error": "Invalid username or password."})
         if path == "/api/repos/create":
             asked = json.loads(body)
             repo_id = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+            repo_id = "datasets/" * (asked.get("type") == "dataset") + repo_id
             self.commits.setdefault(repo_id, [{}])
             self.private.setdefault(repo_id, asked.get("visibility") == "private" or asked.get("private", False))
             return request.answer(200, {"url": f"{self.url}/{repo_id}", "name": repo_id, "id": repo_id})
@@ -86,13 +145,16 @@ class StandInHub:
                 for wanted in json.loads(body)["objects"]
             ]
             return request.answer(200, {"transfer": "basic", "objects": objects})
-        repo_id = "/".join(path.split("/")[3:5])
+        if path.endswith("/paths-info/" + path.rsplit("/", 1)[-1]):
+            return self.paths_info(request, path, body)
+        repo_id = self.repo_id(path)
         if "/preupload/" in path:
             files = [
                 {
                     "path": file["path"],
-                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    "uploadMode": "lfs" if file["path"].endswith((".safetensors", ".parquet")) else "regular",
                     "shouldIgnore": False,
+                    "oid": self.oid(self.commits[repo_id][-1].get(file["path"])),
                 }
                 for file in json.loads(body)["files"]
             ]
@@ -111,24 +173,26 @@ class StandInHub:
     def read(self, request) -> None:
         """Answer a GET or HEAD."""
         path = request.path.split("?")[0]
-        self.requests.append(f"{request.command} {path}")
         if path.startswith("/lfs/"):
             return request.answer(200, self.lfs[path.removeprefix("/lfs/")])
-        api = path.startswith("/api/models/")
-        parts = path.removeprefix("/api/models").split("/")[1:]
-        repo_id, action, revision, rest = "/".join(parts[:2]), *(parts[2:4] or ["", "main"]), "/".join(parts[4:])
+        api = path.startswith("/api/")
+        dataset = path.startswith(("/api/datasets/", "/datasets/"))
+        parts = path.removeprefix("/api").removeprefix("/models").removeprefix("/datasets").split("/")[1:]
+        action, revision, rest = *(parts[2:4] if parts[3:] else ["", "main"]), unquote("/".join(parts[4:]))
+        repo_id = "datasets/" * dataset + "/".join(parts[:2])
         hidden = self.private.get(repo_id, True) and request.headers.get("Authorization") != f"Bearer {TOKEN}"
         if repo_id not in self.commits or hidden:
             return request.answer(401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
-        found = self.find(repo_id, revision)
+        found = self.find(repo_id, unquote(revision))
         if not found:
             return request.answer(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")
         commit, files = found
         if api:
             siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
-            tree = [{"type": "file", "path": s["rfilename"], "size": s["size"], "oid": commit} for s in siblings]
-            info = {"id": repo_id, "modelId": repo_id, "sha": commit, "siblings": siblings, "tags": [], "downloads": 0}
-            return request.answer(200, tree if action == "tree" else {**info, "private": self.private[repo_id]})
+            info = {"id": repo_id.removeprefix("datasets/"), "sha": commit, "siblings": siblings, "tags": []}
+            if action == "tree":
+                return request.answer(200, self.tree(files, rest, "recursive=true" in request.path.lower(), commit))
+            return request.answer(200, {**info, "downloads": 0, "private": self.private[repo_id]})
         if rest not in files:
             return request.answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
         content = files[rest]

@@ -109,7 +109,7 @@ def chosen_columns(table, files: dict[str, list[str]], image_column: str | None,
     for flag, column in (("--image_column", image_column), ("--label_column", label_column)):
         if column not in (None, *columns):
             raise ValueError(f"{flag} {column}: the CSV has no such column; it has: {', '.join(columns)}.")
-    if any(key(column) in files for column in columns):
+    if any(Path(column).suffix and key(column) in files for column in columns):
         raise ValueError(f"The first row of the CSV names a photo ({', '.join(columns)}). Put column names above it.")
 
     def usual(column: str, names: tuple[str, ...]) -> int:
@@ -190,6 +190,8 @@ def located(name: str, label: str, image_folder: Path, files: dict[str, list[str
     """Return a `Photo` with the file that a row means, or with the reason why it means none that may be read."""
     if not label:
         return Photo("empty label")
+    if not name:
+        return Photo("empty name")
     if "://" in name:
         return Photo("URL", "only files of the folder are read; download it first")
     try:
@@ -234,8 +236,8 @@ def inspected(photo: Photo, image_folder: Path, copies: Path, image_size: int | 
                 jpeg = image.format in ("JPEG", "MPO")
                 # Named by the content, so that the same photos give the same dataset, byte for byte.
                 stored = str(copies / f"{pixels.hex()[:32]}.{'jpg' if jpeg else 'png'}")
-                profile = {"icc_profile": image.info["icc_profile"]} if image.info.get("icc_profile") else {}
-                plain.save(stored, quality=95, **profile)
+                profile = image.info.get("icc_profile") if image.mode == plain.mode else None
+                plain.save(stored, quality=95, icc_profile=profile)
     except Image.DecompressionBombError:  # twice Pillow's limit, so it does not even tell the size
         return Photo("too many pixels", f"the limit is {MAX_PIXELS}")
     except MemoryError:
@@ -275,20 +277,18 @@ def without_duplicates(table) -> list[tuple[str, str]]:
 
     Of rows with the same file or the same pixels the first one stays, none if their labels differ.
     """
-    found = [(reason, detail) for reason, detail in zip(table["reason"], table["detail"], strict=True)]
-    positions = {index: position for position, index in enumerate(table.index)}
+    found = list(zip(table["reason"], table["detail"], strict=True))
     usable = table[table["reason"] == ""]
-    for _, same in usable.groupby("pixels", sort=False):
-        if len(same) > 1:
-            first = same.iloc[0]
-            where = f"row {first['row']}, {first['name']}" if first["row"] else first["name"]
-            for index, row in same.iterrows():
-                if same["label"].nunique() > 1:
-                    labels = " and ".join(sorted(same["label"].unique()))
-                    found[positions[index]] = ("conflicting labels", f"the same photo is labelled {labels}")
-                elif index != first.name:
-                    listed = row["file"] == first["file"]
-                    found[positions[index]] = ("listed twice" if listed else "duplicate", f"the same photo as {where}")
+    for _, same in usable[usable.duplicated("pixels", keep=False)].groupby("pixels", sort=False):
+        labels = sorted(same["label"].unique())
+        first = same.iloc[0]
+        where = f"row {first['row']}, {first['name']}" if first["row"] else first["name"]
+        for index, row in same.iterrows():
+            if len(labels) > 1:
+                found[index] = ("conflicting labels", f"the same photo is labelled {' and '.join(labels)}")
+            elif index != first.name:
+                again = "listed twice" if row["file"] == first["file"] else "duplicate"
+                found[index] = (again, f"the same photo as {where}")
     return found
 
 
@@ -411,8 +411,12 @@ def contact_sheet(table, path: Path) -> None:
     import matplotlib.pyplot as plt
     from PIL import Image, ImageOps
 
-    groups = [same for _, same in table[table["pixels"] != b""].groupby("pixels", sort=False) if len(same) > 1]
-    groups = sorted(groups, key=lambda same: same["label"].nunique(), reverse=True)[:SHEET_ROWS]  # conflicts first
+    copies = table[(table["pixels"] != b"") & table.duplicated("pixels", keep=False)]
+    groups = sorted(
+        (same for _, same in copies.groupby("pixels", sort=False)),
+        key=lambda same: same["label"].nunique(),
+        reverse=True,
+    )[:SHEET_ROWS]  # conflicts first
     figure, grid = plt.subplots(len(groups), SHEET_COLUMNS, figsize=(10, 2.6 * len(groups)), squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
@@ -427,7 +431,7 @@ def contact_sheet(table, path: Path) -> None:
     plt.close(figure)
 
 
-def dataset_card(report: dict, name: str, command: str, sheet: bool):
+def dataset_card(report: dict, name: str, sheet: bool):
     """Return the dataset card, with the front matter that lets the Hub and `load_dataset` find the splits."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -452,7 +456,7 @@ def dataset_card(report: dict, name: str, command: str, sheet: bool):
         name=name,
         photos=photos,
         nclasses=len(classes),
-        command=command,
+        command=report["command"],
         seed=report["seed"],
         splits=" | ".join(SPLITS),
         rules=" --- |" * len(SPLITS),
@@ -466,6 +470,20 @@ def dataset_card(report: dict, name: str, command: str, sheet: bool):
         unnamed=report["unnamed_files"],
     )
     return DatasetCard(f"---\n{data}\n---\n\n{text}")
+
+
+def write_report(folder: Path, report: dict, table, name: str) -> None:
+    """Write what is beside the dataset: its card, the numbers, the list of what was left out, two pictures."""
+    dropped = table[table["reason"] != ""]
+    reason = (dropped["reason"] + ": " + dropped["detail"]).str.removesuffix(": ")
+    rows = dropped[["name", "row"]].assign(reason=reason).rename(columns={"name": "file"})
+    rows.to_csv(folder / "dropped.csv", index=False)
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    class_balance_plot(report, folder / "class_balance.png")
+    has_copies = "duplicate" in report["dropped"] or "conflicting labels" in report["dropped"]
+    if has_copies:
+        contact_sheet(table, folder / "duplicates.png")
+    dataset_card(report, name, has_copies).save(folder / "README.md")
 
 
 def prepare(
@@ -532,11 +550,10 @@ def prepare(
         for field in Photo._fields:
             table[field] = [getattr(photo, field) for photo in photos]
         table["reason"], table["detail"] = zip(*without_duplicates(table), strict=True) if len(table) else ([], [])
-        dropped = table[table["reason"] != ""]
-        reasons = dict(dropped["reason"].value_counts().sort_index())
+        usable = table[table["reason"] == ""]
+        reasons = Counter(sorted(table["reason"][table["reason"] != ""]))
         for reason, count in reasons.items():
             print(f"Dropped for {reason}: {count}")
-        usable = table[table["reason"] == ""]
         named = {photo.file for photo in photos if photo.file}
         unnamed = {os.path.realpath(image_folder / name) for same in files.values() for name in same} - named
         if label_path is not None:
@@ -544,8 +561,12 @@ def prepare(
             print(f"Files that no row names: {len(unnamed)}")
 
         names = sorted(usable["label"].unique())
+        if usable.empty:
+            raise ValueError(
+                f"No photo can be used. Is --image_path {image_path} the folder that the names start from?"
+            )
         if len(names) < 2:
-            raise ValueError(f"A classifier needs usable photos of two classes or more; there are: {names}.")
+            raise ValueError(f"A classifier needs usable photos of two classes or more; all are {names[0]!r}.")
         labels = np.array([names.index(label) for label in usable["label"]])
         groups = near_duplicate_groups(list(usable["look"]))
         split = split_numbers(labels, groups, names, test_size, validation_size, seed)
@@ -555,7 +576,7 @@ def prepare(
         dataset = build(list(usable["stored"]), labels, names, split, seed)
         report = {
             "rows": len(table),
-            "dropped": {reason: int(count) for reason, count in reasons.items()},
+            "dropped": reasons,
             "unnamed_files": len(unnamed) if label_path is not None else 0,
             "merged": merged,
             "near_duplicates": near,
@@ -567,16 +588,7 @@ def prepare(
         }
         dataset.save_to_disk(str(partial))  # copies the photos' bytes, so the dataset needs the folder no more
         shutil.rmtree(copies)
-        reason = [f"{row.reason}: {row.detail}" if row.detail else row.reason for row in dropped.itertuples()]
-        dropped[["name", "row"]].assign(reason=reason).rename(columns={"name": "file"}).to_csv(
-            partial / "dropped.csv", index=False
-        )
-        (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        class_balance_plot(report, partial / "class_balance.png")
-        sheet = any(reason in reasons for reason in ("duplicate", "conflicting labels"))
-        if sheet:
-            contact_sheet(table, partial / "duplicates.png")
-        dataset_card(report, dst_path.name, command, sheet).save(partial / "README.md")
+        write_report(partial, report, table, dst_path.name)
         if dst_path.exists():
             dst_path.rename(hidden(dst_path, "replaced"))
         partial.rename(dst_path)

@@ -95,7 +95,7 @@ def test_every_row_that_cannot_be_used_is_left_out_with_row_and_reason(tmp_path)
         "..\\secret.jpg,Cat": "outside the folder",
         "loop.jpg,Cat": "missing file",
         f"{'long' * 100}.jpg,Cat": "missing file",
-        ",Cat": "not a file: it is a folder",
+        ",Cat": "empty name",
         "Cat1.jpg,Cat": "listed twice: the same photo as row 5, Cat1.jpg",
     }
     add_rows(tmp_path, "", *rows)

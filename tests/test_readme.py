@@ -34,9 +34,10 @@ def shell(command: str, folder: Path, **environment) -> subprocess.CompletedProc
     )
 
 
-def test_prep_finetune_and_the_page_work_as_pasted(scripts):
-    """The same folder, one command after the other; the pretrained weights wait in torchvision's cache, at random."""
+def test_prep_finetune_and_the_page_work_as_pasted(scripts, tiny_vit):
+    """The same folder, one command after the other; pretrained weights and teacher wait there, at random."""
     write_photos(scripts)
+    shutil.copytree(tiny_vit, scripts / "efficientnet_lite0")
     cache = scripts / ".cache/torch/hub/checkpoints"
     cache.mkdir(parents=True)
     weights = torchvision.models.get_model_weights("mobilenet_v3_small").DEFAULT

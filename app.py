@@ -67,7 +67,11 @@ def open_photo(file) -> Image.Image:
         gr.Error: if it is not a photo, or damaged, or too large.
     """
     try:
-        with Image.open(file, formats=IMAGE_FORMATS) as image:
+        # Not by its name: Pillow 12.3 would map an uncompressed TIFF into memory, and garble it if it is to be turned.
+        with (
+            file if hasattr(file, "read") else Path(file).open("rb") as opened,
+            Image.open(opened, formats=IMAGE_FORMATS) as image,
+        ):
             if image.width * image.height > MAX_PIXELS:
                 raise gr.Error(
                     f"The photo has more than {MAX_PIXELS // 1_000_000} million pixels.", print_exception=False

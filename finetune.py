@@ -608,6 +608,29 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
+def retried(call):
+    """Return what `call()` returns, called again while the Hub is busy or the connection is cut, for about a minute.
+
+    Raises:
+        OSError, ValueError: what the last call raised.
+    """
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+    def passing(error: BaseException) -> bool:
+        if isinstance(error, HfHubHTTPError):
+            return error.response.status_code == 429 or error.response.status_code >= 500
+        return isinstance(error, httpx2.TransportError)
+
+    wait = wait_exponential_jitter(initial=1, max=30)
+    retrying = Retrying(retry=retry_if_exception(passing), wait=wait, stop=stop_after_attempt(7), reraise=True)
+    try:
+        return retrying(call)
+    except httpx2.TransportError as error:
+        raise ConnectionError(str(error)) from error
+
+
 def create_repo(repo_id: str) -> None:
     """Make sure that the private model repo exists and may be written.
 
@@ -617,7 +640,7 @@ def create_repo(repo_id: str) -> None:
     from huggingface_hub import HfApi
 
     try:
-        HfApi().create_repo(repo_id, private=True, exist_ok=True)
+        retried(lambda: HfApi().create_repo(repo_id, private=True, exist_ok=True))
     except (OSError, ValueError) as error:
         raise OSError(
             f"--push_to_hub {repo_id}: the Hub does not give a repo to write to ({first_line(error)}). "
@@ -634,7 +657,8 @@ def push(folder: Path, repo_id: str) -> None:
     from huggingface_hub import HfApi
 
     try:
-        commit = HfApi().upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload the checkpoint")
+        message = "Upload the checkpoint"
+        commit = retried(lambda: HfApi().upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
     except (OSError, ValueError) as error:
         raise OSError(
             f"The checkpoint is whole in {folder}, but the Hub did not take it ({first_line(error)}). "

@@ -220,11 +220,12 @@ def inspected(photo: Photo, image_folder: Path, copies: Path, image_size: int | 
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(photo.file, formats=IMAGE_FORMATS) as image:
+        # Not by its name: Pillow 12.3 would map an uncompressed TIFF into memory, and garble it if it is to be turned.
+        with Path(photo.file).open("rb") as file, Image.open(file, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 return Photo("too many pixels", f"{image.width} x {image.height}, the limit is {MAX_PIXELS}")
-            image.load()  # verify() would accept a JPEG that is cut off in the middle
             turned = image.getexif().get(0x0112, 1) != 1
+            image.load()  # verify() would accept a JPEG that is cut off in the middle
             upright = ImageOps.exif_transpose(image) if turned else image
             plain = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
             pixels = hashlib.sha256(repr((plain.mode, plain.size)).encode() + plain.tobytes()).digest()

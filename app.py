@@ -125,6 +125,7 @@ class Classifier:
     labels: list[str]
     processor: Callable  # a transformers image processor
     logits: Callable[[np.ndarray], np.ndarray]  # pixel values (N, 3, height, width) to logits (N, len(labels))
+    temperature: float  # by which the logits are divided, so that the percentages mean something
 
 
 def model_folder(source: str) -> Path:
@@ -260,7 +261,11 @@ def build_classifier(folder: Path) -> Classifier:
         id2label = {int(index): label for index, label in config["id2label"].items()}
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     example = processor(Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"].numpy()
-    return Classifier([id2label[index] for index in range(len(id2label))], processor, compiled(module, example))
+    temperature = config.get("temperature", 1.0)
+    if not (isinstance(temperature, int | float) and 0 < temperature < float("inf")):
+        raise ValueError("the temperature in its config.json is not a number above 0")
+    labels = [id2label[index] for index in range(len(id2label))]
+    return Classifier(labels, processor, compiled(module, example), temperature)
 
 
 LOCKS = {name: threading.Lock() for name in MODELS}
@@ -297,7 +302,7 @@ def answers(photos: list[Image.Image], model: str) -> list[dict[str, float]]:
         gr.Error: if the model cannot be had.
     """
     ready = classifier(model)
-    logits = ready.logits(ready.processor(photos, return_tensors="pt")["pixel_values"].numpy())
+    logits = ready.logits(ready.processor(photos, return_tensors="pt")["pixel_values"].numpy()) / ready.temperature
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
     labels = ready.labels

@@ -1,11 +1,37 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "accelerate>=1.15,<2",
+#   "datasets>=5.2,<6",
+#   "huggingface_hub>=2.4,<3",
+#   "matplotlib>=3.10,<4",
+#   "numpy>=2,<3",
+#   "pillow>=12,<13",
+#   "safetensors>=0.8,<1",
+#   "scikit-learn>=1.9,<2",
+#   "tenacity>=9,<10",
+#   "timm>=1.0.20,<2",
+#   "torch>=2.14,<2.15",
+#   "torchvision>=0.29,<0.30",
+#   "tqdm>=4.70,<5",
+#   "transformers>=5.23,<6",
+# ]
+#
+# [tool.hf-jobs]
+# flavor = "t4-small"
+# timeout = "4h"
+# secrets = ["HF_TOKEN"]
+# ///
 """Fine-tune a torchvision network on a dataset made by prep.py, and write a checkpoint that app.py serves.
 
     python finetune.py --data_path dataset --model_name mobilenet_v3_small
     python finetune.py --data_path dataset --model_name resnet18 --epochs 5 --lr 5e-4 --push_to_hub you/pets
-    python finetune.py --data_path dataset --weights none --epochs 30 --lr 2e-3
+    python finetune.py --data_path dataset --weights none --epochs 30 --lr 2e-3 --resume
+    torchrun --nproc_per_node 2 finetune.py --data_path dataset
+    hf jobs uv run finetune.py --data_path you/pets-data --push_to_hub you/pets
 
-The checkpoint is a folder with model.safetensors, config.json, preprocessor_config.json and a model card, README.md.
-In a notebook:
+The checkpoint is a folder with model.safetensors, config.json, preprocessor_config.json, a model card, README.md, and
+its pictures. In a notebook:
 
     from finetune import finetune
     model, metrics = finetune(data_path="dataset", model_name="mobilenet_v3_small", epochs=3)
@@ -13,13 +39,15 @@ In a notebook:
 
 import argparse
 import json
+import os
 import shlex
+import shutil
 import sys
-import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 # Written out so that --help needs no torch; a test compares them with torchvision's own list.
@@ -28,10 +56,13 @@ MODEL_NAMES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"),
 )
-METRIC_NAMES = ("accuracy", "f1", "precision", "recall", "loss")  # f1, precision and recall are means over the classes
+# All but accuracy and loss are means over the classes; roc_auc is that of each class against the rest.
+METRIC_NAMES = ("accuracy", "f1", "precision", "recall", "roc_auc", "loss")
 START = {"none": "from scratch", "DEFAULT": "from torchvision's pretrained weights"}
 TEACHER_WEIGHT = 3.0  # of the loss of imitating the teacher, beside that of the labels
 SPLITS = ("train", "validation", "test")
+CALIBRATION_BINS = 15
+MISTAKES = 24  # on the picture of the worst ones
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights expect
 
 CARD = """# {architecture}: {labels}
@@ -46,9 +77,16 @@ that had the best validation {monitor}: epoch {best_epoch}, {best_value:.4f}.
 
 {results}
 
+A confidence is the softmax of the logits over the temperature {temperature:.3f}, which fits the validation split best.
+Expected calibration error on the test split ({bins} bins): {ece_before:.4f} without it, {ece:.4f} with it.
+
 | class | test photos | precision | recall |
 | --- | --- | --- | --- |
 {per_class}
+
+![Rows are the true classes](confusion_matrix.png)
+![How often an answer of that confidence is right](reliability.png)
+![Loss and validation metrics by epoch](learning_curves.png)
 
 ## How it was made
 
@@ -56,7 +94,7 @@ that had the best validation {monitor}: epoch {best_epoch}, {best_value:.4f}.
 {command}
 ```
 
-Photos by class: {counts}. Versions: {versions}.
+Photos by class: {counts}. SHA-256 of the test split: `{fingerprint}`. Versions: {versions}.
 
 ## How to use it
 
@@ -71,6 +109,7 @@ from safetensors.torch import load_file
 config = json.load(open("config.json"))
 model = torchvision.models.get_model(config["architecture"], num_classes=len(config["id2label"]))
 model.load_state_dict(load_file("model.safetensors"))
+# The probabilities are (logits / config["temperature"]).softmax(1).
 ```
 
 ## Limits
@@ -175,16 +214,21 @@ def batch(photos: list[dict], processor) -> dict:
     return {**processor(pixels, do_resize=False, return_tensors="pt"), **default_collate(photos)}
 
 
-def teacher_logits(part, teacher: str, device: str, batch_size: int):
+def teacher_logits(part, teacher: str, device: str, batch_size: int, cache: Path):
     """Return the teacher's logits of every photo of a split, as it is, shape (photos, teacher's classes).
+
+    They are kept in the safetensors file `cache`, for a run that goes on and for other processes.
 
     Raises:
         OSError, ValueError: if transformers cannot load the teacher as an image classifier from safetensors.
     """
     import torch
+    from safetensors.torch import load_file, save_file
     from tqdm.auto import tqdm
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+    if cache.is_file():
+        return load_file(cache)["logits"]
     try:
         processor = AutoImageProcessor.from_pretrained(teacher, trust_remote_code=False)
         model = AutoModelForImageClassification.from_pretrained(
@@ -199,7 +243,9 @@ def teacher_logits(part, teacher: str, device: str, batch_size: int):
             photos = [rgb(image) for image in part[start : start + batch_size]["image"]]
             pixels = processor(photos, return_tensors="pt")["pixel_values"].to(device)
             logits.append(model(pixels.contiguous(memory_format=torch.channels_last)).logits.cpu())
-    return torch.cat(logits).clone()  # a clone is no inference tensor, so the training may use it
+    save_file({"logits": torch.cat(logits)}, f"{cache}.part")
+    Path(f"{cache}.part").rename(cache)
+    return load_file(cache)["logits"]
 
 
 def augmentation(size: int):
@@ -229,6 +275,20 @@ def growing_photos(train: Photos, size: int):
             train.transform = augmentation(small if grown < 1 else size)
 
     return GrowingPhotos()
+
+
+def frozen_body(head: str, epochs: int):
+    """Return the callback that lets only the new last layer learn in the first epochs."""
+    from transformers import TrainerCallback
+
+    class FrozenBody(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+            if state.epoch < epochs:
+                for name, parameter in model.named_parameters():
+                    if f"network.{head}." not in name and "imitation." not in name:
+                        parameter.grad = None  # so the optimizer leaves it alone, in every process
+
+    return FrozenBody()
 
 
 def initial_weights(model_name: str, weights: str) -> dict:
@@ -301,7 +361,7 @@ def head_name(model) -> str:
     return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][-1]
 
 
-def class_weights(labels: list[int], nclasses: int):
+def loss_weights(labels: list[int], nclasses: int):
     """Return the loss weight of each class, shape (nclasses,): 1 over the square root of its frequency, 1 if balanced.
 
     The root is between leaving a rare class to be ignored and, with the full inverse, calling common ones rare.
@@ -312,23 +372,38 @@ def class_weights(labels: list[int], nclasses: int):
     return (counts.sum() / (nclasses * counts)).sqrt()
 
 
-def trainable(model, weights, teacher_classes: int):
+def trainable(model, weights, *, label_smoothing: float, mix: bool, ema_decay: float, teacher_classes: int):
     """Return the network as the Trainer wants it: `pixel_values` and `labels` in, `loss` and `logits` out.
 
     With `teacher_logits`, a second head on the last feature map, which is not part of the network, also learns to give
-    them (Hinton et al. 2015, Distilling the Knowledge in a Neural Network), and the features profit.
+    them (Hinton et al. 2015, Distilling the Knowledge in a Neural Network), and the features profit. With `mix`, two
+    photos of a batch are mixed (MixUp, Zhang et al. 2018, or CutMix, Yun et al. 2019). With `ema_decay`, evaluation
+    takes the exponential moving average of the weights.
     """
     import torch
     from torch.nn.functional import kl_div, log_softmax
+    from torch.optim.swa_utils import AveragedModel
+    from torchvision.transforms import v2
+
+    def moving_average(average, new, updates):
+        return average + (new - average) * (1 - min(ema_decay, (1 + updates) / (10 + updates)))
 
     class Trainable(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.network = model
-            self.loss = torch.nn.CrossEntropyLoss(weights)
+            self.loss = torch.nn.CrossEntropyLoss(weights, label_smoothing=label_smoothing)
             self.imitation = torch.nn.Linear(channels, teacher_classes) if teacher_classes else None
+            self.average = AveragedModel(model, avg_fn=moving_average).requires_grad_(False) if ema_decay else None
 
         def forward(self, pixel_values, labels, teacher_logits=None):
+            if self.training and self.average:
+                self.average.update_parameters(self.network)
+            if self.training and mix:
+                pixel_values, labels = mixed(pixel_values, labels)
+            elif not self.training and self.average:
+                logits = self.average(pixel_values)
+                return {"loss": self.loss(logits, labels), "logits": logits}
             features = []
             with body.register_forward_hook(lambda _, inputs, output: features.append(output.mean((2, 3)))):
                 # channels_last: 1.6 times the photos/s on a CPU with two cores
@@ -341,6 +416,8 @@ def trainable(model, weights, teacher_classes: int):
 
     body = model.layer4 if hasattr(model, "layer4") else model.features  # a ResNet, or a MobileNet or VGG
     channels = [module for module in body.modules() if isinstance(module, torch.nn.Conv2d)][-1].out_channels
+    classes = model.get_submodule(head_name(model)).out_features
+    mixed = v2.RandomChoice([v2.MixUp(num_classes=classes), v2.CutMix(num_classes=classes)])
     return Trainable()
 
 
@@ -356,15 +433,132 @@ def keep_freed_memory() -> None:
 
 
 def metrics(prediction) -> dict[str, float]:
-    """Return accuracy and the class means of F1, precision and recall, each 0 to 1, of a Trainer's prediction."""
-    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+    """Return accuracy and the class means of precision, recall, F1 and ROC AUC, each 0 to 1, of a Trainer's prediction."""
+    import numpy as np
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
 
-    predicted = prediction.predictions.argmax(-1)
-    means = precision_recall_fscore_support(prediction.label_ids, predicted, average="macro", zero_division=0)
+    logits, labels = np.nan_to_num(prediction.predictions), prediction.label_ids
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels, logits.argmax(-1), average="macro", zero_division=0
+    )
+    one_hot = np.eye(logits.shape[1])[labels]
     return {
-        "accuracy": accuracy_score(prediction.label_ids, predicted),
-        **dict(zip(("precision", "recall", "f1"), map(float, means[:3]), strict=True)),
+        "accuracy": accuracy_score(labels, logits.argmax(-1)),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "roc_auc": float(roc_auc_score(one_hot, probabilities(logits, 1.0))),
     }
+
+
+def probabilities(logits, temperature: float):
+    """Return the softmax of the logits over the temperature, shape (photos, classes)."""
+    from scipy.special import softmax
+
+    return softmax(logits / temperature, axis=1)
+
+
+def best_temperature(logits, labels) -> float:
+    """Return the temperature with the least cross-entropy (Guo et al. 2017, On Calibration of Modern Neural Networks)."""
+    from scipy.optimize import minimize_scalar
+    from sklearn.metrics import log_loss
+
+    classes = range(logits.shape[1])
+    return float(
+        minimize_scalar(
+            lambda temperature: log_loss(labels, probabilities(logits, temperature), labels=classes),
+            bounds=(0.05, 20),
+            method="bounded",
+        ).x
+    )
+
+
+def calibration(logits, labels, temperature: float) -> tuple[list, float]:
+    """Return (share of photos, mean confidence, share answered right) of each bin, and the expected calibration error."""
+    import numpy as np
+
+    certain = probabilities(logits, temperature)
+    confidence, right = certain.max(1), certain.argmax(1) == labels
+    place = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    bins = [
+        ((place == one).mean(), confidence[place == one].mean(), right[place == one].mean())
+        for one in range(CALIBRATION_BINS)
+        if (place == one).any()
+    ]
+    return bins, float(sum(share * abs(mean - correct) for share, mean, correct in bins))
+
+
+def fingerprint(part) -> str:
+    """Return the SHA-256 of a split's labels and image files, in order, so that two results can be told apart."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for row in part.data.to_batches(max_chunksize=100):
+        for image, label in zip(row.column("image").to_pylist(), row.column("label").to_pylist(), strict=True):
+            digest.update(repr((label, len(image["bytes"]))).encode() + image["bytes"])
+    return digest.hexdigest()
+
+
+def draw_pictures(folder: str, log_history: list[dict], prediction, test, names: list[str], temperature: float) -> None:
+    """Write learning curves, confusion matrix, reliability diagram and the most confident mistakes as PNG files."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    import pandas as pd
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    logits, labels = prediction.predictions, prediction.label_ids
+    certain = probabilities(logits, temperature)
+
+    log = pd.DataFrame(log_history).groupby("epoch").first()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.5))
+    log[["loss", "eval_loss"]].plot(ax=left, ylabel="loss")
+    log[[f"eval_{name}" for name in METRIC_NAMES if name != "loss"]].plot(ax=right, ylabel="validation")
+    save_figure(figure, folder, "learning_curves.png")
+
+    few = len(names) <= 20
+    figure, axes = plt.subplots(figsize=(5, 4.5) if few else (12, 12))
+    ConfusionMatrixDisplay.from_predictions(
+        labels,
+        logits.argmax(1),
+        labels=range(len(names)),
+        display_labels=names if few else None,
+        include_values=few,
+        cmap="Blues",
+        ax=axes,
+        xticks_rotation="vertical",
+    )
+    save_figure(figure, folder, "confusion_matrix.png")
+
+    figure, axes = plt.subplots(figsize=(4.5, 4))
+    axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="as it should be")
+    for legend, value in (("temperature 1", 1.0), (f"temperature {temperature:.2f}", temperature)):
+        _, confidence, correct = zip(*calibration(logits, labels, value)[0], strict=True)
+        axes.plot(confidence, correct, marker="o", label=legend)
+    axes.set(xlabel="confidence", ylabel="share answered right", xlim=(0, 1), ylim=(0, 1))
+    axes.legend()
+    save_figure(figure, folder, "reliability.png")
+
+    wrong = [index for index in certain.max(1).argsort()[::-1] if logits[index].argmax() != labels[index]][:MISTAKES]
+    figure, grid = plt.subplots(
+        max(1, -(-len(wrong) // 6)), 6, figsize=(12, 2.4 * max(1, -(-len(wrong) // 6))), squeeze=False
+    )
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, index in zip(grid.flat, wrong):  # noqa: B905 - the last row may have room left
+        axes.imshow(rgb(test[int(index)]["image"]))
+        answer = f"{names[labels[index]]}, called {names[logits[index].argmax()]}\n{certain[index].max():.0%}"
+        axes.set_title(answer, fontsize=8, parse_math=False)
+    save_figure(figure, folder, "mistakes.png")
+
+
+def save_figure(figure, folder: str, name: str) -> None:
+    """Write a figure as a PNG that is the same for the same data."""
+    import matplotlib.pyplot as plt
+
+    figure.savefig(f"{folder}/{name}", bbox_inches="tight", dpi=80, metadata={"Software": None})
+    plt.close(figure)
 
 
 def checked_device(device: str) -> str:
@@ -406,19 +600,27 @@ def finetune(
     model_name: str = "mobilenet_v3_small",
     checkpoints_path: str | Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     weights: str = "DEFAULT",
     teacher: str | None = None,
     nclasses: int | None = None,
     image_size: int = 160,
     epochs: int = 3,
+    freeze_epochs: int = 0,
+    early_stopping: int = 0,
     batch_size: int = 64,
     lr: float = 1e-3,
+    label_smoothing: float = 0.0,
+    mix: bool = False,
+    ema_decay: float = 0.0,
+    class_weights: str = "auto",
     monitor_metric_name: str = "accuracy",
     seed: int = 42,
     device: str = "auto",
+    export: str | None = None,
     push_to_hub: str | None = None,
 ) -> tuple:
-    """Train, keep the best epoch, measure it on the test split, write the checkpoint folder.
+    """Train, keep the best epoch, calibrate it, measure it on the test split, write the checkpoint folder.
 
     Returns:
         The torchvision network on the CPU in evaluation mode, and the test split's metrics (each 0 to 1).
@@ -427,27 +629,25 @@ def finetune(
         OSError, ValueError: with one sentence that says what is wrong; nothing is left at `checkpoints_path` then.
     """
     command = command_line(locals())
-    if model_name not in MODEL_NAMES:
-        raise ValueError(f"--model_name {model_name} is none of: {', '.join(MODEL_NAMES)}.")
-    if monitor_metric_name not in METRIC_NAMES:
-        raise ValueError(f"--monitor_metric_name {monitor_metric_name} is none of: {', '.join(METRIC_NAMES)}.")
-    for flag, number in (("--epochs", epochs), ("--batch_size", batch_size), ("--lr", lr)):
-        if number <= 0:
-            raise ValueError(f"{flag} {number:g} must be greater than 0.")
-    if image_size < 32:
-        raise ValueError(f"--image_size {image_size} is too small: the networks need 32 pixels or more.")
-    folder = output_folder(Path(checkpoints_path or Path("checkpoints") / model_name), overwrite)
-
+    check_numbers(locals())
+    folder = output_folder(Path(checkpoints_path or Path("checkpoints") / model_name), overwrite or resume)
     splits = load_splits(str(data_path))
     names = splits["train"].features["label"].names
     if nclasses not in (None, len(names)):
         raise ValueError(f"--nclasses {nclasses} contradicts the dataset, which has {len(names)}: {', '.join(names)}.")
     device = checked_device(device)
-    if push_to_hub:
-        create_repo(push_to_hub)  # now, so that a missing login does not show only after the training
-
+    # Several processes have made sure of the folders before the first one changes them.
     import numpy as np
-    from transformers import Trainer, TrainingArguments, set_seed
+    from accelerate import PartialState
+    from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+
+    processes = PartialState(cpu=device == "cpu")
+    if batch_size % processes.num_processes:
+        raise ValueError(f"--batch_size {batch_size} cannot be shared among {processes.num_processes} processes.")
+    unfinished = unfinished_run(folder, command, overwrite, resume)
+    processes.wait_for_everyone()
+    if push_to_hub and processes.is_main_process:
+        create_repo(push_to_hub)  # now, so that a missing login does not show only after the training
 
     if device == "cpu":
         keep_freed_memory()
@@ -457,19 +657,27 @@ def finetune(
     # A training photo is kept an eighth larger than the network sees it, so that a crop need not be blown up.
     train = Photos(splits["train"], processor, image_size * 9 // 8, augmentation(image_size))
     validation, test = (Photos(splits[split], processor, image_size) for split in SPLITS[1:])
-
-    if teacher:
-        train.teacher_logits = teacher_logits(splits["train"], teacher, device, batch_size)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+    try:
+        if processes.is_main_process:
+            unfinished.mkdir(parents=True, exist_ok=True)
+            (unfinished / "command.txt").write_text(command)
+        with processes.main_process_first():
+            if teacher:
+                cache = unfinished / "teacher.safetensors"
+                train.teacher_logits = teacher_logits(splits["train"], teacher, device, batch_size, cache)
         trainer = Trainer(
             model=trainable(
-                model, class_weights(train.labels, len(names)), train.teacher_logits.shape[1] if teacher else 0
+                model,
+                loss_weights(train.labels, len(names)) if class_weights == "auto" else None,
+                label_smoothing=label_smoothing,
+                mix=mix,
+                ema_decay=ema_decay,
+                teacher_classes=train.teacher_logits.shape[1] if teacher else 0,
             ),
             args=TrainingArguments(
-                output_dir=f"{scratch}/epochs",
+                output_dir=str(unfinished),
                 num_train_epochs=epochs,
-                per_device_train_batch_size=batch_size,
+                per_device_train_batch_size=batch_size // processes.num_processes,
                 per_device_eval_batch_size=batch_size,
                 learning_rate=lr,
                 lr_scheduler_type="cosine",
@@ -484,6 +692,8 @@ def finetune(
                 load_best_model_at_end=True,
                 metric_for_best_model=monitor_metric_name,
                 greater_is_better=monitor_metric_name != "loss",
+                fp16=device == "cuda",
+                ddp_find_unused_parameters=False,
                 dataloader_num_workers=4 * (device == "cuda"),  # on a CPU they only take cores from the training
                 remove_unused_columns=False,
                 use_cpu=device == "cpu",
@@ -494,14 +704,29 @@ def finetune(
             eval_dataset=validation,
             data_collator=partial(batch, processor=processor),
             compute_metrics=metrics,
-            callbacks=[growing_photos(train, image_size)],
+            callbacks=[
+                growing_photos(train, image_size),
+                *([frozen_body(head_name(model), freeze_epochs)] if freeze_epochs else []),
+                *([EarlyStoppingCallback(early_stopping)] if early_stopping else []),
+            ],
         )
-        trainer.train()
-        prediction = trainer.predict(test)
-        model = model.cpu().eval()
-        if not np.isfinite(prediction.predictions).all():
+        trainer.train(resume_from_checkpoint=last_epoch(unfinished))
+        tuning, prediction = trainer.predict(validation), trainer.predict(test)
+        if not (np.isfinite(prediction.predictions).all() and np.isfinite(tuning.predictions).all()):
+            shutil.rmtree(unfinished, ignore_errors=True)
             raise ValueError(f"The training went to infinity with --lr {lr:g}; nothing was written. Use a smaller one.")
-        measured = {name.removeprefix("test_"): value for name, value in prediction.metrics.items()}
+    except BaseException:
+        if processes.is_main_process and not last_epoch(unfinished):  # else it is kept for --resume
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    model = (trainer.model.average.module if ema_decay else model).cpu().eval()
+    measured = metrics(prediction)
+    if processes.is_main_process:
+        temperature = best_temperature(tuning.predictions, tuning.label_ids)
+        scratch = unfinished / "result"
+        shutil.rmtree(scratch, ignore_errors=True)
+        write_checkpoint(str(scratch), model, model_name, names, processor, temperature)
+        draw_pictures(str(scratch), trainer.state.log_history, prediction, splits["test"], names, temperature)
         card = model_card(
             splits,
             prediction,
@@ -513,19 +738,87 @@ def finetune(
             monitor=monitor_metric_name,
             best=best_epoch(trainer.state.log_history, monitor_metric_name),
             command=command,
+            temperature=temperature,
         )
-        write_checkpoint(f"{scratch}/checkpoint", model, model_name, names, processor, card)
+        card.save(scratch / "README.md")
+        if export == "onnx":
+            export_onnx(scratch, model, image_size)
         if folder.exists():
-            folder.rename(f"{scratch}/replaced")
-        Path(f"{scratch}/checkpoint").rename(folder)
-    print(f"Test accuracy {measured['accuracy']:.4f} on {len(test)} photos. Checkpoint written to {folder}")
-    if push_to_hub:
-        push(folder, push_to_hub)
+            folder.rename(unfinished / "replaced")
+        scratch.rename(folder)
+        shutil.rmtree(unfinished)
+        print(f"Test accuracy {measured['accuracy']:.4f} on {len(test)} photos. Checkpoint written to {folder}")
+        if push_to_hub:
+            push(folder, push_to_hub)
+    processes.wait_for_everyone()
     return model, measured
 
 
-def write_checkpoint(folder: str, model, model_name: str, names: list[str], processor, card) -> None:
-    """Write the four files of a checkpoint to a new folder."""
+def check_numbers(asked: dict) -> None:
+    """Make sure that the arguments of `finetune` are in their ranges.
+
+    Raises:
+        ValueError: with the flag that is not.
+    """
+    choices = {
+        "model_name": MODEL_NAMES,
+        "monitor_metric_name": METRIC_NAMES,
+        "class_weights": ("auto", "none"),
+        "export": (None, "onnx"),
+    }
+    for name, allowed in choices.items():
+        if asked[name] not in allowed:
+            raise ValueError(f"--{name} {asked[name]} is none of: {', '.join(map(str, allowed))}.")
+    for name in ("epochs", "batch_size", "lr"):
+        if asked[name] <= 0:
+            raise ValueError(f"--{name} {asked[name]:g} must be greater than 0.")
+    for name in ("freeze_epochs", "early_stopping"):
+        if not 0 <= asked[name] < asked["epochs"]:
+            raise ValueError(f"--{name} {asked[name]} must be 0 or more, and less than --epochs.")
+    for name in ("label_smoothing", "ema_decay"):
+        if not 0 <= asked[name] < 1:
+            raise ValueError(f"--{name} {asked[name]:g} must be 0 or more, and less than 1.")
+    if asked["mix"] and asked["teacher"]:
+        raise ValueError("--mix cannot be used with --teacher, whose logits are those of whole photos. Leave one out.")
+    if asked["export"] == "onnx" and not find_spec("onnx"):
+        raise ValueError("--export onnx needs one more package: pip install onnx")
+    if asked["image_size"] < 32:
+        raise ValueError(f"--image_size {asked['image_size']} is too small: the networks need 32 pixels or more.")
+
+
+def unfinished_run(folder: Path, command: str, overwrite: bool, resume: bool) -> Path:
+    """Return the folder beside the checkpoint's that holds the epochs of a run until it is done.
+
+    Raises:
+        ValueError: if a run lies there that the flags do not continue or replace, or if there is none to resume.
+    """
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    if resume:
+        if not (unfinished / "command.txt").is_file():
+            raise ValueError(f"--resume: there is no unfinished run in {unfinished}. Leave the flag out to start one.")
+        begun = (unfinished / "command.txt").read_text()
+        if begun != command:
+            raise ValueError(
+                f"--resume: the run in {unfinished} was begun by another command. Repeat this one: {begun}"
+            )
+    elif unfinished.exists() and not overwrite:
+        raise ValueError(
+            f"A run was stopped before it was done, and its epochs are in {unfinished}. "
+            "Add --resume to continue it, or --overwrite to start anew."
+        )
+    elif int(os.environ.get("RANK", 0)) == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return unfinished
+
+
+def last_epoch(unfinished: Path) -> str | None:
+    """Return the folder of the last epoch that a run has saved whole; trainer_state.json is written last."""
+    whole = [file.parent for file in unfinished.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
+
+
+def write_checkpoint(folder: str, model, model_name: str, names: list[str], processor, temperature: float) -> None:
+    """Write weights, config and preprocessing to a new folder."""
     from safetensors.torch import save
 
     Path(folder).mkdir()
@@ -535,17 +828,44 @@ def write_checkpoint(folder: str, model, model_name: str, names: list[str], proc
         "architecture": model_name,
         "id2label": dict(enumerate(names)),
         "label2id": {name: index for index, name in enumerate(names)},
+        "temperature": temperature,
     }
     Path(folder, "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     processor.save_pretrained(folder)
-    card.save(f"{folder}/README.md")
+
+
+def export_onnx(folder: Path, model, image_size: int) -> None:
+    """Write onnx/model.onnx, from pixel_values to logits, both of any number of photos, and compare it with torch.
+
+    Raises:
+        ValueError: if its logits are others.
+    """
+    import openvino
+    import torch
+
+    (folder / "onnx").mkdir()
+    file = folder / "onnx" / "model.onnx"
+    pixels = torch.rand(2, 3, image_size, image_size)
+    torch.onnx.export(
+        model,
+        (pixels[:1],),
+        file,
+        input_names=["pixel_values"],
+        output_names=["logits"],
+        dynamic_axes={"pixel_values": {0: "photos"}, "logits": {0: "photos"}},
+        dynamo=False,
+    )
+    with torch.inference_mode():
+        difference = abs(openvino.compile_model(file, "CPU")(pixels.numpy())[0] - model(pixels).numpy()).max()
+    if difference > 1e-3:
+        raise ValueError(f"The logits of the ONNX file differ from torch's by up to {difference:.1g}.")
 
 
 def command_line(asked: dict) -> str:
-    """Return the command that does what `finetune` was asked for, defaults included, which another version may change."""
+    """Return the command that trains what `finetune` was asked for, with the defaults, which another version may change."""
     words = ["python", "finetune.py"]
     for name, value in asked.items():
-        if value is not None and value is not False:
+        if value is not None and value is not False and name not in ("resume", "overwrite", "push_to_hub"):
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return shlex.join(words)
 
@@ -567,13 +887,16 @@ def model_card(splits, prediction, *, data_name: str, best: tuple[int, float], *
 
     Args:
         prediction: the Trainer's, of the test split.
-        facts: what the card's text names besides: architecture, size, start, monitor, command.
+        facts: what the card's text names besides: architecture, size, start, monitor, command, temperature.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from scipy.stats import binomtest
     from sklearn.metrics import precision_recall_fscore_support
 
     names = splits["train"].features["label"].names
     measured = metrics(prediction)
+    logits, labels = prediction.predictions, prediction.label_ids
+    right = binomtest(int((logits.argmax(1) == labels).sum()), len(labels)).proportion_ci(method="wilson")
     precision, recall, _, counts = precision_recall_fscore_support(
         prediction.label_ids, prediction.predictions.argmax(-1), labels=range(len(names)), zero_division=0
     )
@@ -595,7 +918,14 @@ def model_card(splits, prediction, *, data_name: str, best: tuple[int, float], *
         test_photos=len(splits["test"]),
         best_epoch=best[0],
         best_value=best[1],
-        results="\n".join(f"- {name}: {value:.4f}" for name, value in measured.items()),
+        results="\n".join(
+            f"- {name}: {value:.4f}" + f" (95 % interval {right.low:.4f} to {right.high:.4f})" * (name == "accuracy")
+            for name, value in measured.items()
+        ),
+        bins=CALIBRATION_BINS,
+        ece_before=calibration(logits, labels, 1.0)[1],
+        ece=calibration(logits, labels, facts["temperature"])[1],
+        fingerprint=fingerprint(splits["test"]),
         per_class="\n".join("| {} | {} | {:.4f} | {:.4f} |".format(*row) for row in per_class),
         counts="; ".join(f"{split} {class_counts(splits[split])}" for split in SPLITS),
         versions=", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "transformers", "datasets")),
@@ -709,13 +1039,36 @@ def parser() -> argparse.ArgumentParser:
     )
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int, default=3, metavar="N", help="passes over the training photos")
-    training.add_argument("--batch_size", type=int, default=64, metavar="N", help="photos per step")
+    training.add_argument(
+        "--freeze_epochs", type=int, default=0, metavar="N", help="first epochs in which only the new last layer learns"
+    )
+    training.add_argument(
+        "--early_stopping", type=int, default=0, metavar="N", help="stop after N epochs without a better one; 0: never"
+    )
+    training.add_argument("--batch_size", type=int, default=64, metavar="N", help="photos per step, of all processes")
     training.add_argument(
         "--lr",
         type=float,
         default=1e-3,
         metavar="RATE",
         help="highest learning rate; it warms up and falls along a cosine",
+    )
+    training.add_argument(
+        "--label_smoothing", type=float, default=0.0, metavar="SHARE", help="share of the label given to all classes"
+    )
+    training.add_argument("--mix", action="store_true", help="mix two photos and their labels, by MixUp or CutMix")
+    training.add_argument(
+        "--ema_decay",
+        type=float,
+        default=0.0,
+        metavar="DECAY",
+        help="evaluate the moving average of the weights, with this decay, such as 0.999; 0: the weights themselves",
+    )
+    training.add_argument(
+        "--class_weights",
+        default="auto",
+        choices=("auto", "none"),
+        help="auto: the loss counts rare classes more, by the root of their frequency",
     )
     training.add_argument(
         "--monitor_metric_name",
@@ -738,7 +1091,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="folder of the checkpoint; if not given, checkpoints/NAME of the model",
     )
-    output.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is already there")
+    output.add_argument(
+        "--overwrite", action="store_true", help="replace a checkpoint, or an unfinished run, that is already there"
+    )
+    output.add_argument(
+        "--resume", action="store_true", help="continue a run that was stopped, from its last whole epoch"
+    )
+    output.add_argument("--export", choices=("onnx",), help="also write onnx/model.onnx to the checkpoint")
     output.add_argument(
         "--push_to_hub", metavar="REPO_ID", help="also upload the checkpoint to this model repo, private if it is new"
     )
@@ -753,7 +1112,7 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"finetune.py: error: {error}")
     except KeyboardInterrupt:
-        print("finetune.py: stopped, no checkpoint was written", file=sys.stderr)
+        print("finetune.py: stopped; --resume continues after the last whole epoch, if there was one", file=sys.stderr)
         sys.exit(130)
 
 

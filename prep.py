@@ -400,6 +400,7 @@ def class_balance_plot(report: dict, path: Path) -> None:
     matplotlib.use("agg")
     counts = pd.DataFrame(report["splits"])
     axes = counts[::-1].plot.barh(stacked=True, figsize=(8, 1.5 + 0.25 * len(counts)), xlabel="photos", ylabel="")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes.figure.savefig(path, bbox_inches="tight", dpi=100, metadata={"Software": None})
     matplotlib.pyplot.close(axes.figure)
 
@@ -418,12 +419,14 @@ def contact_sheet(table, path: Path) -> None:
         key=lambda same: same["label"].nunique(),
         reverse=True,
     )[:SHEET_ROWS]  # conflicts first
-    figure, grid = plt.subplots(len(groups), SHEET_COLUMNS, figsize=(10, 2.6 * len(groups)), squeeze=False)
+    columns = min(SHEET_COLUMNS, max(map(len, groups)))
+    size = (2.6 * columns, 2.6 * len(groups))
+    figure, grid = plt.subplots(len(groups), columns, figsize=size, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for row, same in zip(grid, groups, strict=True):
         for axes, (_, photo) in zip(row, same.iterrows()):  # noqa: B905 - as many as the sheet has room for
-            with Image.open(photo["file"], formats=IMAGE_FORMATS) as image:
+            with Path(photo["file"]).open("rb") as file, Image.open(file, formats=IMAGE_FORMATS) as image:
                 image.draft("RGB", (400, 400))
                 axes.imshow(ImageOps.contain(ImageOps.exif_transpose(image).convert("RGB"), (200, 200)))
             name = photo["name"] if len(photo["name"]) < 30 else "…" + photo["name"][-29:]

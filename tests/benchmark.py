@@ -1,11 +1,16 @@
-"""Timings, by hand: each prints a table with the ratios against the alternative in the same run.
+"""Timings and accuracy, run by hand.
 
-python tests/benchmark.py prep --image_path images --label_path labels.csv
+    python tests/benchmark.py prep --image_path images --label_path labels.csv
+    python tests/benchmark.py train --data_path dataset
+    python tests/benchmark.py accuracy --image_path images --label_path labels.csv
+
+Each prints tables on stdout, timings with their ratios against the alternative in the same run.
 """
 
 import argparse
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -123,13 +128,125 @@ def same_disk(file: Path, folder: Path) -> bool:
     return file.stat().st_dev == folder.stat().st_dev
 
 
+BARE_LOOP = """
+import sys, time, torch, torchvision
+sys.path.insert(0, sys.argv[1])
+import finetune
+finetune.keep_freed_memory()
+model = torchvision.models.get_model("mobilenet_v3_small", num_classes=3)
+optimizer = torch.optim.AdamW(model.parameters())
+pixels, labels = torch.randn(64, 3, 160, 160).contiguous(memory_format=torch.channels_last), torch.randint(0, 3, (64,))
+def step():
+    torch.nn.functional.cross_entropy(model(pixels), labels).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+for _ in range(3):
+    step()
+start = time.perf_counter()
+for _ in range(30):
+    step()
+print("photos/s", 30 * 64 / (time.perf_counter() - start))
+"""
+
+REPORT = """
+import sys, time, transformers
+class Report(transformers.TrainerCallback):
+    def on_epoch_begin(self, *_, **__):
+        self.start = time.perf_counter()
+    def on_epoch_end(self, args, state, *_, **__):
+        print("photos/s", len(part) / (time.perf_counter() - self.start))
+"""
+
+OURS = """
+sys.path.insert(0, sys.argv[1])
+import finetune
+splits = finetune.load_splits(sys.argv[2])
+splits["train"] = part = splits["train"].select(range(min(len(splits["train"]), 3200)))
+splits["validation"], splits["test"] = (splits[name].select(range(64)) for name in ("validation", "test"))
+finetune.load_splits = lambda path: splits
+finetune.growing_photos = lambda train, size: Report()  # so that every epoch has the whole size, as the others have
+finetune.finetune(data_path=sys.argv[2], weights="none", epochs=2, checkpoints_path=sys.argv[3])
+"""
+
+STOCK = """
+import torch, torchvision
+from datasets import load_from_disk
+from torchvision.transforms import v2
+part = load_from_disk(sys.argv[2])["train"]
+part = part.select(range(min(len(part), 1600)))
+change = v2.Compose([v2.RandomResizedCrop(160), v2.RandomHorizontalFlip(), v2.ToImage(),
+    v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+changed = part.with_transform(
+    lambda rows: {"pixel_values": [change(image.convert("RGB")) for image in rows["image"]], "labels": rows["label"]})
+class Plain(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = torchvision.models.get_model("mobilenet_v3_small", num_classes=3)
+    def forward(self, pixel_values, labels):
+        logits = self.network(pixel_values)
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+options = transformers.TrainingArguments(output_dir=sys.argv[3], num_train_epochs=2, per_device_train_batch_size=64,
+    remove_unused_columns=False, save_strategy="no", report_to="none")
+transformers.Trainer(model=Plain(), args=options, train_dataset=changed, callbacks=[Report()]).train()
+"""
+
+
+def train(data_path: Path) -> None:
+    """An epoch of finetune.py at 160 pixels; the bare forward and backward loop; a stock Trainer with PIL transforms."""
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        programs = {"finetune.py": REPORT + OURS, "bare loop": BARE_LOOP, "stock Trainer": REPORT + STOCK}
+        for name, code in programs.items():
+            command = [sys.executable, "-c", code, ROOT, data_path, Path(scratch, name)]
+            result = subprocess.run([*map(str, command)], capture_output=True, text=True)
+            if result.returncode:
+                sys.exit(result.stderr[-2000:])
+            found[name] = float(re.findall(r"photos/s (\S+)", result.stdout)[-1])
+    rows = [(name, f"{speed:.0f}", f"{found['finetune.py'] / speed:.2f}") for name, speed in found.items()]
+    table(("what", "photos/s", "finetune.py against it"), rows)
+
+
+def accuracy(image_path: Path, label_path: Path) -> None:
+    """What the running app answers, by both models: accuracy, recall of each label, expected calibration error."""
+    import numpy as np
+    from conftest import running_app
+    from gradio_client import Client, handle_file
+
+    photos = labelled_files(image_path, label_path)
+    truth = np.array([label for _, label in photos])
+    rows = []
+    with running_app() as url:
+        client = Client(url, verbose=False)
+        for model in ("mobilenet", "vit"):
+            answers = []
+            try:
+                for start in range(0, len(photos), 100):
+                    files = [handle_file(file) for file, _ in photos[start : start + 100]]
+                    answers += client.predict(files, model, api_name="/predict_batch")["data"]
+            except Exception as error:  # noqa: BLE001 - a model that cannot be had has no numbers
+                print(error)
+                continue
+            found, confidence = np.array([row[1] for row in answers]), np.array([row[2] or 0 for row in answers])
+            right = found == truth
+            place = (confidence * 15).clip(0, 14).astype(int)
+            error = sum((place == one).mean() * abs((confidence - right)[place == one].mean()) for one in set(place))
+            recalls = [right[truth == label].mean() if label in truth else None for label in ("Cat", "Dog", "Neither")]
+            rows.append((model, *("" if x is None else f"{x:.4f}" for x in (right.mean(), *recalls, error))))
+    print(f"{len(photos)} photos")
+    table(("model", "accuracy", "Cat recall", "Dog recall", "Neither recall", "calibration error"), rows)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Timings, each against the alternative in the same run.")
+    parser = argparse.ArgumentParser(description="Timings and accuracy, as tables.")
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("prep", help=prep.__doc__)
-    one.add_argument("--image_path", type=Path, required=True)
-    one.add_argument("--label_path", type=Path, required=True, help="CSV with the columns image_name and label")
-    one.set_defaults(job=prep)
+    for job in (prep, accuracy):
+        command = commands.add_parser(job.__name__, help=job.__doc__)
+        command.add_argument("--image_path", type=Path, required=True)
+        command.add_argument("--label_path", type=Path, required=True, help="CSV with columns image_name and label")
+        command.set_defaults(job=job)
+    command = commands.add_parser("train", help=train.__doc__)
+    command.add_argument("--data_path", type=Path, required=True, help="dataset that prep.py made")
+    command.set_defaults(job=train)
     arguments = vars(parser.parse_args())
     arguments.pop("job")(**arguments)
 

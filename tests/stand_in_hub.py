@@ -8,6 +8,7 @@ closes the connection instead of answering, and "cut after" does what was asked 
 import base64
 import hashlib
 import json
+import re
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -174,7 +175,13 @@ class StandInHub:
         """Answer a GET or HEAD."""
         path = request.path.split("?")[0]
         if path.startswith("/lfs/"):
-            return request.answer(200, self.lfs[path.removeprefix("/lfs/")])
+            content = self.lfs[path.removeprefix("/lfs/")]
+            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
+            if not asked:
+                return request.answer(200, content)
+            start, end = int(asked[1]), int(asked[2] or len(content) - 1)
+            span = f"bytes {start}-{min(end, len(content) - 1)}/{len(content)}"
+            return request.answer(206, content[start : end + 1], Content_Range=span)
         api = path.startswith("/api/")
         dataset = path.startswith(("/api/datasets/", "/datasets/"))
         parts = path.removeprefix("/api").removeprefix("/models").removeprefix("/datasets").split("/")[1:]

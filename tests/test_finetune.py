@@ -2,8 +2,14 @@
 
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,8 +63,12 @@ def test_each_family_trains_and_the_app_gives_the_trained_models_logits(dataset,
     assert sorted(file.name for file in folder.iterdir()) == [
         "README.md",
         "config.json",
+        "confusion_matrix.png",
+        "learning_curves.png",
+        "mistakes.png",
         "model.safetensors",
         "preprocessor_config.json",
+        "reliability.png",
     ]
     assert sorted(file.name for file in tmp_path.iterdir()) == [model_name]  # no half-finished epochs beside it
     assert 0 <= metrics["accuracy"] <= 1
@@ -132,7 +142,7 @@ def test_the_card_holds_the_test_splits_numbers_for_readers_and_for_the_hub(chec
 
     card = ModelCard.load(checkpoint / "README.md")
     results = {result.metric_type: result for result in card.data.eval_results}
-    assert set(results) == {"accuracy", "precision", "recall", "f1"}
+    assert set(results) == {"accuracy", "precision", "recall", "f1", "roc_auc"}
     assert results["accuracy"].dataset_split == "test"
     test = load_from_disk(str(dataset))["test"]
     served = app.load_classifier(str(checkpoint))
@@ -143,6 +153,145 @@ def test_the_card_holds_the_test_splits_numbers_for_readers_and_for_the_hub(chec
     assert results["accuracy"].metric_value == pytest.approx(right / len(test), abs=1e-4)
     assert f"The test split ({len(test)} photos)" in card.text
     assert "python finetune.py --data_path" in card.text and "--epochs 3" in card.text
+    low, high = map(float, re.search(r"95 % interval (\S+) to (\S+)\)", card.text).groups())
+    assert 0 <= low < right / len(test) < high <= 1
+    for picture in re.findall(r"\]\((\w+\.png)\)", card.text):
+        assert Image.open(checkpoint / picture).width > 200
+    assert re.search(r"SHA-256 of the test split: `[0-9a-f]{64}`", card.text)
+
+
+def test_the_temperature_fits_the_validation_split_and_the_app_uses_it(checkpoint, dataset):
+    validation = load_from_disk(str(dataset))["validation"]
+    served = app.load_classifier(str(checkpoint))
+    photos = served.processor([finetune.rgb(image) for image in validation["image"]], return_tensors="pt")
+    logits = torch.from_numpy(served.logits(photos["pixel_values"].numpy()))
+    labels = torch.tensor(validation["label"])
+    temperature = json.loads((checkpoint / "config.json").read_text())["temperature"]
+    loss = {t: torch.nn.functional.cross_entropy(logits / t, labels).item() for t in (temperature, 1, 0.5, 2, 5)}
+    assert loss[temperature] <= min(loss.values()) + 1e-5
+    with running_app(MOBILENET_MODEL=str(checkpoint)) as url:
+        client = Client(url, verbose=False)
+        file = checkpoint.parent / "calibrated.png"
+        validation[0]["image"].save(file)
+        answer = client.predict(handle_file(file), "mobilenet", api_name="/predict")
+    found = {entry["label"]: entry["confidence"] for entry in answer["confidences"]}
+    expected = dict(zip(served.labels, (logits[0] / temperature).softmax(0).tolist(), strict=True))
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_calibration_error_is_that_of_the_definition():
+    """Four answers of confidence 0.9 (three of them right), and one of 0.6 (wrong)."""
+    logits = np.log([[0.9, 0.1]] * 4 + [[0.6, 0.4]])
+    bins, error = finetune.calibration(logits, np.array([0, 0, 0, 1, 1]), 1.0)
+    assert error == pytest.approx(4 / 5 * (0.9 - 0.75) + 1 / 5 * 0.6)
+    assert sorted(share for share, _, _ in bins) == pytest.approx([1 / 5, 4 / 5])
+
+
+def finetuned(dataset, folder, *more, **environment):
+    """Run finetune.py, which has to succeed, on small photos; return what it printed."""
+    small = ["--weights", "none", "--image_size", "48", "--batch_size", "8", "--checkpoints_path", folder]
+    result = run("finetune.py", "--data_path", dataset, *small, *more, **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(dataset, tmp_path):
+    options = ["--epochs", "6", "--lr", "5e-3", "--monitor_metric_name", "loss"]
+    finetuned(dataset, tmp_path / "whole", *options)
+    small = ["--weights", "none", "--image_size", "48", "--batch_size", "8", "--checkpoints_path", tmp_path / "cut"]
+    command = [*map(str, ("--data_path", dataset, *small, *options))]
+    with subprocess.Popen([sys.executable, str(finetune.__file__), *command], stderr=subprocess.DEVNULL) as process:
+        unfinished = tmp_path / ".cut.unfinished"
+        while not any(unfinished.glob("checkpoint-*/trainer_state.json")):
+            time.sleep(0.01)
+            assert process.poll() is None
+        process.kill()
+    again = run("finetune.py", *command)
+    assert again.returncode != 0 and "Add --resume to continue it" in again.stderr
+    other = run("finetune.py", *command, "--resume", "--seed", "3")
+    assert other.returncode != 0 and "was begun by another command" in other.stderr
+    assert run("finetune.py", *command, "--resume").returncode == 0
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["cut", "whole"]
+    nothing = run("finetune.py", *command, "--resume")
+    assert nothing.returncode != 0 and "there is no unfinished run" in nothing.stderr
+
+
+def test_two_processes_take_the_same_steps_measure_the_whole_split_and_write_once(dataset, tmp_path):
+    options = ["--weights", "none", "--image_size", "48", "--batch_size", "8", "--epochs", "4", "--lr", "5e-3"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", finetune.__file__]
+    command = [*launch, "--data_path", dataset, "--checkpoints_path", tmp_path / "two", *options]
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    one = finetuned(dataset, tmp_path / "one", *options)
+    steps = [re.findall(r"\d+/(\d+) \[", text)[-1] for text in (result.stderr,)]
+    assert result.stdout.count("Checkpoint written") == one.count("Checkpoint written") == 1
+    assert steps and sorted(file.name for file in tmp_path.iterdir()) == ["one", "two"]
+    speeds = [
+        [float(re.search(rf"'{name}': '([^']+)'", text)[1]) for name in ("train_runtime", "train_steps_per_second")]
+        for text in (one, result.stdout)
+    ]
+    assert round(speeds[0][0] * speeds[0][1]) == round(speeds[1][0] * speeds[1][1])
+    card = (tmp_path / "two" / "README.md").read_text()
+    test = load_from_disk(str(dataset))["test"]
+    served = app.load_classifier(str(tmp_path / "two"))
+    photos = served.processor([finetune.rgb(image) for image in test["image"]], return_tensors="pt")
+    right = (served.logits(photos["pixel_values"].numpy()).argmax(1) == np.array(test["label"])).mean()
+    assert f"- accuracy: {right:.4f}" in card and f"The test split ({len(test)} photos)" in card
+
+
+def test_only_the_head_learns_in_frozen_epochs(dataset, checkpoint, tmp_path):
+    """The first of two epochs wins by accuracy if both are equal; at this learning rate they are."""
+    start = checkpoint / "model.safetensors"
+    finetuned(dataset, tmp_path / "frozen", "--weights", start, "--epochs", "2", "--freeze_epochs", "1", "--lr", "1e-6")
+    before, after = load_file(start), load_file(tmp_path / "frozen" / "model.safetensors")
+    assert "epoch 1," in (tmp_path / "frozen" / "README.md").read_text()
+    learnt = [name for name in before if "running" not in name and "num_batches" not in name]
+    changed = [name for name in learnt if not torch.equal(before[name], after[name])]
+    assert changed == ["classifier.3.bias", "classifier.3.weight"]
+
+
+def test_training_stops_early_when_no_epoch_is_better(dataset, tmp_path):
+    output = finetuned(dataset, tmp_path / "early", "--epochs", "9", "--early_stopping", "2", "--lr", "1e-7")
+    assert output.count("'eval_loss'") < 9
+
+
+@pytest.mark.parametrize(
+    "more", [["--mix"], ["--ema_decay", "0.9"], ["--label_smoothing", "0.1", "--class_weights", "none"]]
+)
+def test_the_options_of_training_change_the_weights_and_the_card_stays_true(dataset, tmp_path, more):
+    options = ["--epochs", "3", "--lr", "5e-3", "--monitor_metric_name", "roc_auc"]
+    finetuned(dataset, tmp_path / "plain", *options)
+    finetuned(dataset, tmp_path / "changed", *options, *more)
+    plain, changed = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "changed"))
+    assert not torch.equal(plain["features.0.0.weight"], changed["features.0.0.weight"])
+    card = (tmp_path / "changed" / "README.md").read_text()
+    test = load_from_disk(str(dataset))["test"]
+    served = app.load_classifier(str(tmp_path / "changed"))
+    photos = served.processor([finetune.rgb(image) for image in test["image"]], return_tensors="pt")
+    right = (served.logits(photos["pixel_values"].numpy()).argmax(1) == np.array(test["label"])).mean()
+    assert f"- accuracy: {right:.4f}" in card and more[0] in card
+
+
+def test_the_onnx_file_gives_the_same_logits(dataset, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    finetuned(dataset, tmp_path / "exported", "--epochs", "3", "--export", "onnx")
+    served = app.load_classifier(str(tmp_path / "exported"))
+    pixels = np.random.default_rng(0).normal(size=(3, 3, 48, 48)).astype(np.float32)
+    network = openvino.compile_model(tmp_path / "exported" / "onnx" / "model.onnx", "CPU")
+    assert np.abs(network(pixels)[0] - served.logits(pixels)).max() < 1e-3
+
+
+def test_the_header_for_uv_names_the_versions_of_the_requirements():
+    header = re.search(r"# /// script\n(.*?)# ///", Path(finetune.__file__).read_text(), re.DOTALL)[1]
+    wanted = set(tomllib.loads(re.sub(r"(?m)^# ?", "", header))["dependencies"])
+    files = [Path(finetune.__file__).parent / name for name in ("requirements.txt", "tests/requirements.txt")]
+    assert wanted <= {line for file in files for line in file.read_text().splitlines()}
+    scripts = Path(finetune.__file__).read_text()
+    imported = set(re.findall(r"(?m)^\s+(?:from|import) (\w+)", scripts)) - sys.stdlib_module_names
+    names = {re.split(r"[<>=]", line)[0].replace("scikit-learn", "sklearn").replace("pillow", "PIL") for line in wanted}
+    assert imported - names <= {"scipy", "pandas", "httpx2", "openvino"}  # those come with the others
 
 
 def test_the_same_seed_gives_the_same_weights(checkpoint, dataset, tmp_path):
@@ -175,6 +324,11 @@ def test_training_starts_from_the_weights_of_a_file_with_a_new_head(checkpoint):
         (["--device", "cuda"], "--device cuda is not available"),
         (["--push_to_hub", "you/pets"], "hf auth login"),
         (["--lr", "1e30"], "infinity"),
+        (["--label_smoothing", "1"], "--label_smoothing 1 must be 0 or more, and less than 1"),
+        (["--freeze_epochs", "1"], "--freeze_epochs 1 must be 0 or more, and less than --epochs"),
+        (["--mix", "--teacher", "nowhere"], "--mix cannot be used with --teacher"),
+        (["--teacher", "nowhere"], "--teacher nowhere cannot be loaded by transformers"),
+        (["--resume"], "there is no unfinished run"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing_behind(dataset, tmp_path, more, words):
@@ -222,6 +376,42 @@ def test_push_makes_a_private_repo_with_one_commit_that_the_app_pulls_by_revisio
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("fault", [503, "cut", "cut after"])
+def test_a_push_gets_over_a_fault_at_any_call_with_exactly_one_commit(checkpoint, hub, tmp_path, fault):
+    login = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "cache")}
+    environment = {**os.environ, **login, "PYTHONPATH": str(Path(finetune.__file__).parent)}
+    code = "import sys, finetune, pathlib; finetune.create_repo('you/pets'); finetune.push(pathlib.Path(sys.argv[1]), 'you/pets')"
+
+    def pushed():
+        command = [sys.executable, "-c", code, str(checkpoint)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+    assert pushed().returncode == 0
+    calls, whole = len(hub.requests), hub.commits["you/pets"][-1]
+    assert whole["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes() and calls >= 6
+    for number in range(1, calls + 1):
+        hub.commits.clear()
+        hub.lfs.clear()
+        hub.requests.clear()
+        hub.faults = {number: fault}
+        result = pushed()
+        assert result.returncode == 0, (number, result.stderr)
+        assert not hub.faults and hub.commits["you/pets"] == [{}, whole], number
+
+
+@pytest.mark.parametrize("status", [401, 403, 412])
+def test_a_refusal_ends_the_push_in_words_and_the_checkpoint_stays(dataset, checkpoint, hub, tmp_path, status):
+    login = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "cache")}
+    environment = {**os.environ, **login, "PYTHONPATH": str(Path(finetune.__file__).parent)}
+    hub.commits["you/pets"], hub.private["you/pets"] = [{}], True
+    hub.faults = dict.fromkeys([*range(2, 99)], status)
+    code = f"import finetune, sys\ntry: finetune.push({str(checkpoint)!r}, 'you/pets')\nexcept OSError as error: sys.exit(str(error))"
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert f"Push it later with: hf upload you/pets {checkpoint}" in result.stderr.splitlines()[-1]
+    assert len(hub.requests) < 12 and hub.commits["you/pets"] == [{}]
+
+
 def test_checkpoints_that_are_not_what_they_say_are_refused_in_words(checkpoint, tmp_path):
     first = "features.0.0.weight"
     spoilt = {
@@ -233,11 +423,12 @@ def test_checkpoints_that_are_not_what_they_say_are_refused_in_words(checkpoint,
         folder = copy_with(checkpoint, tmp_path / str(number), change)
         with pytest.raises(ValueError, match=words):
             app.load_classifier(str(folder))
-    folder = copy_with(checkpoint, tmp_path / "renamed", dict)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "architecture": "resnet9000"}))
-    with pytest.raises(ValueError, match="resnet9000"):
-        app.load_classifier(str(folder))
+    for words, change in {"resnet9000": {"architecture": "resnet9000"}, "temperature": {"temperature": 0}}.items():
+        folder = copy_with(checkpoint, tmp_path / words, dict)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(ValueError, match=words):
+            app.load_classifier(str(folder))
 
 
 def test_model_names_are_torchvisions_and_help_lists_them():

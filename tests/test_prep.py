@@ -236,7 +236,7 @@ def test_copies_of_a_photo_are_kept_once_and_under_two_labels_not_at_all(tmp_pat
     assert len(kept) == sum(part.num_rows for part in dataset.values()) == 34
     assert Image.open(images / "Cat5.jpg").tobytes() not in kept and Image.open(images / "twin.jpg").tobytes() in kept
     sheet = Image.open(tmp_path / "dataset" / "duplicates.png")
-    assert sheet.width > 500 and len(sheet.convert("RGB").getcolors(10**7)) > 500
+    assert sheet.height > 500 and len(sheet.convert("RGB").getcolors(10**7)) > 500
 
 
 def test_no_photo_of_one_split_has_a_near_duplicate_in_another(tmp_path):
@@ -472,10 +472,15 @@ def hub_login(hub, folder):
 
 def loaded_from(hub, folder):
     """Return the dataset as a program with this login loads it from the Hub."""
-    code = f"import datasets; datasets.load_dataset('you/pets').save_to_disk({str(folder / 'loaded')!r})"
+    code = (
+        f"import datasets; datasets.load_dataset('you/pets').save_to_disk({str(folder / 'loaded')!r})\n"
+        "print(len(list(datasets.load_dataset('you/pets', split='train', streaming=True))), 'streamed')"
+    )
     environment = {**os.environ, **hub_login(hub, folder)}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
-    return load_from_disk(str(folder / "loaded"))
+    output = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    loaded = load_from_disk(str(folder / "loaded"))
+    assert f"{loaded['train'].num_rows} streamed" in output.stdout
+    return loaded
 
 
 def test_the_pushed_dataset_loads_back_as_it_was(hub, tmp_path):

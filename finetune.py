@@ -514,7 +514,9 @@ def draw_pictures(folder: str, log_history: list[dict], prediction, test, names:
     log = pd.DataFrame(log_history).groupby("epoch").first()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.5))
     log[["loss", "eval_loss"]].plot(ax=left, ylabel="loss")
-    log[[f"eval_{name}" for name in METRIC_NAMES if name != "loss"]].plot(ax=right, ylabel="validation")
+    log[[f"eval_{name}" for name in METRIC_NAMES if name != "loss" and f"eval_{name}" in log]].plot(
+        ax=right, ylabel="validation"
+    )
     save_figure(figure, folder, "learning_curves.png")
 
     few = len(names) <= 20
@@ -939,7 +941,7 @@ def first_line(error: Exception) -> str:
 
 
 def retried(call):
-    """Return what `call()` returns, called again while the Hub is busy or the connection is cut, for about a minute.
+    """Return what `call()` returns, called again while the Hub is busy or the connection is cut, for about 20 seconds.
 
     Raises:
         OSError, ValueError: what the last call raised.
@@ -954,7 +956,7 @@ def retried(call):
         return isinstance(error, httpx2.TransportError)
 
     wait = wait_exponential_jitter(initial=1, max=30)
-    retrying = Retrying(retry=retry_if_exception(passing), wait=wait, stop=stop_after_attempt(7), reraise=True)
+    retrying = Retrying(retry=retry_if_exception(passing), wait=wait, stop=stop_after_attempt(5), reraise=True)
     try:
         return retrying(call)
     except httpx2.TransportError as error:

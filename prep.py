@@ -644,7 +644,7 @@ def command_line(asked: dict) -> str:
 
 
 def retried(call):
-    """Return what `call()` returns, called again while the Hub is busy or the connection is cut, for about a minute.
+    """Return what `call()` returns, called again while the Hub is busy or the connection is cut, for about 20 seconds.
 
     Raises:
         OSError, ValueError: what the last call raised.
@@ -659,7 +659,7 @@ def retried(call):
         return isinstance(error, httpx2.TransportError)
 
     wait = wait_exponential_jitter(initial=1, max=30)
-    retrying = Retrying(retry=retry_if_exception(passing), wait=wait, stop=stop_after_attempt(7), reraise=True)
+    retrying = Retrying(retry=retry_if_exception(passing), wait=wait, stop=stop_after_attempt(5), reraise=True)
     try:
         return retrying(call)
     except httpx2.TransportError as error:

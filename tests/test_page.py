@@ -25,7 +25,7 @@ def test_an_uploaded_photo_is_answered_without_a_button_and_fits_the_screen(page
     for name, label in (("cat-profile.jpg", "Cat"), ("dog-porch.jpg", "Dog"), ("neither-coffee.jpg", "Neither")):
         page.locator("input[type=file]").first.set_input_files(app.EXAMPLES / name)
         expect(answer(page)).to_have_text(label, timeout=60_000)
-        page.get_by_role("button", name="Clear").first.click()
+        page.get_by_role("button", name="Remove Image").first.click()
         expect(answer(page)).to_have_count(0)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
@@ -38,7 +38,7 @@ def test_a_dropped_photo_is_answered(page):
         return dropped;
     }"""
     data = page.evaluate_handle(script, list(content))
-    page.get_by_role("button", name="Drop Image Here").dispatch_event("drop", {"dataTransfer": data})
+    page.get_by_role("button", name="Drop an image file here").dispatch_event("drop", {"dataTransfer": data})
     expect(answer(page)).to_have_text("Dog", timeout=60_000)
 
 

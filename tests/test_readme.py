@@ -40,10 +40,11 @@ def test_prep_finetune_and_the_page_work_as_pasted(scripts, tiny_vit):
     shutil.copytree(tiny_vit, scripts / "efficientnet_lite0")
     cache = scripts / ".cache/torch/hub/checkpoints"
     cache.mkdir(parents=True)
-    weights = torchvision.models.get_model_weights("mobilenet_v3_small").DEFAULT
-    torch.save(torchvision.models.get_model("mobilenet_v3_small").state_dict(), cache / weights.url.rsplit("/", 1)[1])
-    commands = [command for command in COMMANDS if command.startswith(("python prep.py", "python finetune.py"))]
-    assert len(commands) >= 3
+    for name in ("mobilenet_v3_small", "resnet18"):
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        torch.save(torchvision.models.get_model(name).state_dict(), cache / weights.url.rsplit("/", 1)[1])
+    commands = [command for command in COMMANDS if re.match(r"(python|torchrun) .*(prep|finetune)\.py ", f"{command} ")]
+    assert len(commands) >= 5
     for command in commands:
         if "--overwrite" not in command:  # the commands for the shipped checkpoint start afresh
             shutil.rmtree(scripts / "checkpoints", ignore_errors=True)

@@ -1,0 +1,391 @@
+"""Cat, dog or neither: a page and an API around two image classifiers.
+
+    python app.py
+    MOBILENET_MODEL=checkpoints/mobilenet_v3_small python app.py
+    VIT_MODEL=you/your-vit@main GRADIO_SERVER_PORT=8000 python app.py
+
+A model is a Hub id, `id@revision`, or a local folder: a checkpoint that finetune.py wrote, or any image classifier that
+transformers loads. A private one needs HF_TOKEN or `hf auth login`. From another program:
+
+    from gradio_client import Client, handle_file
+    Client("http://127.0.0.1:7860").predict(handle_file("photo.jpg"), "mobilenet", api_name="/predict")
+"""
+
+import base64
+import functools
+import io
+import json
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+from gradio.utils import get_upload_folder
+from PIL import Image, ImageOps
+
+EXAMPLES = Path(__file__).resolve().parent / "examples"
+MODELS = {
+    "mobilenet": os.environ.get("MOBILENET_MODEL") or str(EXAMPLES / "mobilenet_v3_small"),
+    "vit": os.environ.get("VIT_MODEL") or "google/vit-base-patch16-224",
+}
+PET_LABELS = ["Cat", "Dog", "Neither"]
+# The ImageNet-1k indices of the 5 domestic cats (tabby to Egyptian cat) and the 118 dog breeds (Chihuahua to Mexican
+# hairless). Names would not do: catamaran and bullfrog are no pets, and 105 breeds do not say "dog".
+CATS, DOGS = slice(281, 286), slice(151, 269)
+IMAGE_FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "AVIF",
+)  # and MPO with JPEG; Pillow's others are rarely looked after
+MAX_PIXELS = 89_000_000  # above it a small file can fill the memory; Pillow's own warning starts just above
+MAX_FILES = 200
+BATCH_SIZE = 16
+HOUR = 3600
+
+INTRODUCTION = "# Cat, dog or neither?\nDrop a photo of a cat, a dog, or something else. The answer comes at once."
+NOTES = f"""`mobilenet` is {Path(MODELS["mobilenet"]).name}, `vit` is {Path(MODELS["vit"]).name}. A model that knows the 1000
+classes of ImageNet answers with the sums of its 5 cats, its 118 dogs and all the rest. Do not rely on either for drawings,
+wolves, or several animals in one photo. Photos are deleted from the server after two hours at most."""
+
+def open_photo(file) -> Image.Image:
+    """Return the photo upright and in RGB, transparent parts white. finetune.py does the same.
+
+    Args:
+        file: path or binary file.
+
+    Raises:
+        gr.Error: if it is not a photo, or damaged, or too large.
+    """
+    try:
+        # Not by its name: Pillow 12.3 would map an uncompressed TIFF into memory, and garble it if it is to be turned.
+        with (
+            file if hasattr(file, "read") else Path(file).open("rb") as opened,
+            Image.open(opened, formats=IMAGE_FORMATS) as image,
+        ):
+            if image.width * image.height > MAX_PIXELS:
+                raise gr.Error(
+                    f"The photo has more than {MAX_PIXELS // 1_000_000} million pixels.", print_exception=False
+                )
+            return rgb(image)
+    except gr.Error:
+        raise
+    except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything for a damaged file
+        raise gr.Error(
+            "This file cannot be read as a photo. Send a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file that opens elsewhere.",
+            print_exception=False,
+        ) from error
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Return a PIL photo upright and in RGB, transparent parts white."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+def open_upload(path: str) -> Image.Image:
+    """Return `open_photo` of an uploaded file, and of no other file on this server, whatever path a client sends.
+
+    Raises:
+        gr.Error: also if the path is not that of an upload.
+    """
+    if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+        raise gr.Error("Upload the photo first; a path on the server is not taken.", print_exception=False)
+    return open_photo(path)
+
+def sent_photo(payload) -> Image.Image | None:
+    """Return the photo that the page or an API client sent, as an upload or a data URL; None if there is none."""
+    if payload is None:
+        return None
+    if payload.path:
+        return open_upload(payload.path)
+    try:
+        return open_photo(io.BytesIO(base64.b64decode((payload.url or "").partition(";base64,")[2], validate=True)))
+    except ValueError as error:
+        raise gr.Error("The photo's data URL is not valid base64.", print_exception=False) from error
+
+from gradio.events import Dependency
+
+class Photo(gr.Image):
+    """gradio's image box; its own loader would fail on a damaged file before our code can say why."""
+
+    is_template = True  # so that the page shows it as the image box that it is
+
+    def preprocess(self, payload):
+        return sent_photo(payload)
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that is ready to answer."""
+
+    labels: list[str]
+    processor: Callable  # a transformers image processor
+    logits: Callable[[np.ndarray], np.ndarray]  # pixel values (N, 3, height, width) to logits (N, len(labels))
+    temperature: float  # by which the logits are divided, so that the percentages mean something
+
+def model_folder(source: str) -> Path:
+    """Return the local folder of a model, downloaded (weights as safetensors only) if `source` is a Hub id.
+
+    Raises:
+        OSError, ValueError: if it cannot be had.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import errors, snapshot_download
+
+    repo_id, _, revision = source.partition("@")
+    try:
+        return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
+    except errors.LocalEntryNotFoundError as error:
+        raise OSError("the Hub cannot be reached, and there is no copy in the cache") from error
+    except errors.RevisionNotFoundError as error:
+        raise OSError(f"the Hub has no revision {revision!r} of it") from error
+    except errors.RepositoryNotFoundError as error:
+        raise OSError("the Hub has no such model, or it is private and HF_TOKEN may not read it") from error
+    except errors.HFValidationError as error:
+        raise ValueError("it is neither a folder nor a Hub id") from error
+
+def torchvision_module(folder: Path, config: dict):
+    """Return the network of a checkpoint that finetune.py wrote.
+
+    Raises:
+        ValueError: if the weights are not exactly those of the named architecture, or not finite.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from torchvision import models
+
+    architecture = config["architecture"]
+    if architecture not in models.list_models(models):
+        raise ValueError(f"its architecture {architecture!r} is not one of torchvision's")
+    module = models.get_model(architecture, weights=None, num_classes=len(config["id2label"]))
+    try:
+        module.load_state_dict(load_file(folder / "model.safetensors"))
+    except SafetensorError as error:
+        raise ValueError("its model.safetensors is damaged") from error
+    except RuntimeError as error:
+        raise ValueError(f"its model.safetensors does not hold the tensors of a {architecture}") from error
+    if not all(torch.isfinite(tensor).all() for tensor in module.state_dict().values()):
+        raise ValueError("its weights are not finite numbers")
+    return module
+
+def transformers_module(folder: Path):
+    """Return the image classifier as a module from pixel values to logits."""
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = AutoModelForImageClassification.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
+
+        def forward(self, pixel_values):
+            return self.model(pixel_values=pixel_values).logits
+
+    return Logits()
+
+def compiled(module, example: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from pixel values to logits: in half precision on CUDA, else through OpenVINO on the CPU.
+
+    Args:
+        example: pixel values (1, 3, height, width); the function takes any number of this size.
+    """
+    import torch
+
+    module = module.eval()
+    if torch.cuda.is_available():
+        module = module.half().cuda()
+
+        @torch.inference_mode()
+        def on_cuda(pixel_values):
+            return module(torch.from_numpy(pixel_values).half().cuda()).float().cpu().numpy()
+
+        return on_cuda
+
+    # Without this, converting a model reports the use to its vendor; openvino then takes its own stub.
+    sys.modules.setdefault("openvino_telemetry", None)
+    import openvino
+
+    with warnings.catch_warnings(action="ignore"):  # torch's, about the tracing that openvino does
+        converted = openvino.convert_model(
+            module, example_input=torch.from_numpy(example), input=[-1, *example.shape[1:]]
+        )
+    network = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def on_cpu(pixel_values):
+        return network.create_infer_request().infer(pixel_values)[0]  # a request of its own, so that threads may call
+
+    return on_cpu
+
+BUILDING = threading.Lock()  # neither transformers' lazy imports nor torch's tracing stand two threads at once
+
+@functools.cache
+def load_classifier(source: str) -> Classifier:
+    """Return the model, loaded once; a failure is not remembered, so the next call tries again.
+
+    Raises:
+        OSError, ValueError: with the reason, if it cannot be had.
+    """
+    folder = model_folder(source)  # not under the lock: one model's download must not hold up the other
+    with BUILDING:
+        return build_classifier(folder)
+
+def build_classifier(folder: Path) -> Classifier:
+    """Return the model of a folder, ready to answer.
+
+    Raises:
+        OSError, ValueError: with the reason, if the folder does not hold one.
+    """
+    from transformers import AutoImageProcessor
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "model_type" in config:
+        module = transformers_module(folder)
+        id2label = module.model.config.id2label
+    else:
+        module = torchvision_module(folder, config)
+        id2label = {int(index): label for index, label in config["id2label"].items()}
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    example = processor(Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"].numpy()
+    temperature = config.get("temperature", 1.0)
+    if not (isinstance(temperature, int | float) and 0 < temperature < float("inf")):
+        raise ValueError("the temperature in its config.json is not a number above 0")
+    labels = [id2label[index] for index in range(len(id2label))]
+    return Classifier(labels, processor, compiled(module, example), temperature)
+
+LOCKS = {name: threading.Lock() for name in MODELS}
+
+def classifier(name: str) -> Classifier:
+    """Return the model of the dropdown; whoever asks while it is loading waits for the same one.
+
+    Raises:
+        gr.Error: with one sentence, if it cannot be had.
+    """
+    try:
+        with LOCKS[name]:
+            return load_classifier(MODELS[name])
+    except Exception as error:  # noqa: BLE001 - whatever a stranger's repo does, the page and the other model go on
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        others = " or ".join(other for other in MODELS if other != name)
+        raise gr.Error(
+            f"The model {name} ({MODELS[name]}) cannot be had: {reason}. Choose {others} instead.",
+            print_exception=False,
+        ) from error
+
+def pet_probabilities(probabilities: np.ndarray) -> np.ndarray:
+    """Return cat, dog and neither, shape (N, 3), from probabilities of the 1000 ImageNet classes, shape (N, 1000)."""
+    cats, dogs = probabilities[:, CATS].sum(1), probabilities[:, DOGS].sum(1)
+    return np.stack([cats, dogs, np.clip(1 - cats - dogs, 0, 1)], axis=1)
+
+def answers(photos: list[Image.Image], model: str) -> list[dict[str, float]]:
+    """Return for each photo the probability of every label, which sum to 1.
+
+    Raises:
+        gr.Error: if the model cannot be had.
+    """
+    ready = classifier(model)
+    logits = ready.logits(ready.processor(photos, return_tensors="pt")["pixel_values"].numpy()) / ready.temperature
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    labels = ready.labels
+    if len(labels) == 1000:
+        labels, probabilities = PET_LABELS, pet_probabilities(probabilities)
+    return [dict(zip(labels, map(float, row), strict=True)) for row in probabilities]
+
+def predict(image: Image.Image | None, model: str) -> dict[str, float]:
+    """Say whether a photo shows a cat, a dog or neither, with the probability of each."""
+    if image is None:
+        raise gr.Error("Send a photo.", print_exception=False)
+    return answers([image], model)[0]
+
+def predict_batch(files: list[str] | None, model: str, progress=gr.Progress()) -> list[list]:
+    """Classify many photos: one row of file, label, confidence and note each. A file that is no photo says so in its note."""
+    if not files:
+        raise gr.Error("Choose some photos.", print_exception=False)
+    if len(files) > MAX_FILES:
+        raise gr.Error(f"These are {len(files)} files; at most {MAX_FILES} go at a time.", print_exception=False)
+    rows = []
+    for start in progress.tqdm(range(0, len(files), BATCH_SIZE), unit="batches"):
+        some = files[start : start + BATCH_SIZE]
+        opened = [photo_or_reason(file) for file in some]
+        photos = [photo for photo in opened if not isinstance(photo, str)]
+        found = iter(answers(photos, model) if photos else [])
+        for file, photo in zip(some, opened, strict=True):
+            answer = {"": None} if isinstance(photo, str) else next(found)
+            label = max(answer, key=answer.get)
+            rows.append([Path(file).name, label, answer[label], photo if isinstance(photo, str) else ""])
+    return rows
+
+def photo_or_reason(file: str) -> Image.Image | str:
+    """Return the photo, or in words why it cannot be read."""
+    try:
+        return open_upload(file)
+    except gr.Error as error:
+        return error.message
+
+def page_answer(photo: Image.Image | None, model: str) -> dict[str, float] | None:
+    """Return `predict` for the page, where an empty photo box is no mistake."""
+    return None if photo is None else predict(photo, model)
+
+with gr.Blocks(title="Cat, dog or neither?", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as demo:
+    gr.Markdown(INTRODUCTION)
+    model = gr.Dropdown(list(MODELS), value="mobilenet", label="Model")
+    with gr.Tab("One photo"):
+        with gr.Row():
+            photo = Photo(label="Photo", sources=["upload", "webcam", "clipboard"], height=360)
+            answer = gr.Label(label="Answer")
+        gr.Examples(
+            [str(file) for file in sorted(EXAMPLES.glob("*.jpg"))], photo, label="Photos to try", cache_examples=False
+        )
+        api_only = gr.Button(visible=False)
+    with gr.Tab("Many photos"):
+        files = gr.File(label=f"Photos, {MAX_FILES} at most", file_count="multiple", height=200)
+        classify = gr.Button("Classify", variant="primary")
+        table = gr.Dataframe(
+            headers=["file", "label", "confidence", "note"],
+            datatype=["str", "str", "number", "str"],
+            label="Answers",
+            interactive=False,
+        )
+    gr.Markdown(NOTES)
+
+    gr.on([photo.change, model.change], page_answer, [photo, model], answer, api_visibility="private")
+    api_only.click(predict, [photo, model], answer, api_name="predict")
+    classify.click(predict_batch, [files, model], table, api_name="predict_batch")
+
+def load_all() -> None:
+    """Load every model, one after the other, so that the first visitor need not wait for it."""
+    for name in MODELS:
+        try:
+            classifier(name)
+            print(f"Model {name} is ready: {MODELS[name]}", flush=True)
+        except gr.Error as error:
+            print(error.message, file=sys.stderr, flush=True)
+
+if __name__ == "__main__":
+    demo.queue(max_size=100).launch(
+        max_file_size="20mb",
+        footer_links=["api", "gradio"],
+        run_history=False,
+        prevent_thread_lock=True,
+    )
+    threading.Thread(target=load_all, daemon=True).start()  # after the page is up
+    demo.block_thread()

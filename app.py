@@ -118,13 +118,9 @@ def sent_photo(payload) -> Image.Image | None:
         raise gr.Error("The photo's data URL is not valid base64.", print_exception=False) from error
 
 
-class Photo(gr.Image):
-    """gradio's image box; its own loader would fail on a damaged file before our code can say why."""
-
-    is_template = True  # so that the page shows it as the image box that it is
-
-    def preprocess(self, payload):
-        return sent_photo(payload)
+# gradio's own loader would fail on a damaged file before our code can say why. It is replaced for all image boxes, as
+# gradio makes a new one of the page's box when an example is chosen.
+gr.Image.preprocess = lambda self, payload: sent_photo(payload)
 
 
 @dataclass(frozen=True)
@@ -364,7 +360,7 @@ with gr.Blocks(title="Cat, dog or neither?", analytics_enabled=False, delete_cac
     model = gr.Dropdown(list(MODELS), value="mobilenet", label="Model")
     with gr.Tab("One photo"):
         with gr.Row():
-            photo = Photo(label="Photo", sources=["upload", "webcam", "clipboard"], height=360)
+            photo = gr.Image(label="Photo", sources=["upload", "webcam", "clipboard"], height=360)
             answer = gr.Label(label="Answer")
         gr.Examples(
             [str(file) for file in sorted(EXAMPLES.glob("*.jpg"))], photo, label="Photos to try", cache_examples=False

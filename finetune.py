@@ -1114,6 +1114,7 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"finetune.py: error: {error}")
     except KeyboardInterrupt:
+        sys.unraisablehook = lambda _: None  # a progress bar that was stopped half made has no more to say
         print("finetune.py: stopped; --resume continues after the last whole epoch, if there was one", file=sys.stderr)
         sys.exit(130)
 

@@ -785,6 +785,7 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"prep.py: error: {error}")
     except KeyboardInterrupt:
+        sys.unraisablehook = lambda _: None  # a progress bar that was stopped half made has no more to say
         print("prep.py: stopped, no dataset was written", file=sys.stderr)
         sys.exit(130)
 

@@ -36,7 +36,7 @@ def shell(command: str, folder: Path, **environment) -> subprocess.CompletedProc
 
 def test_prep_finetune_and_the_page_work_as_pasted(scripts, tiny_vit):
     """The same folder, one command after the other; pretrained weights and teacher wait there, at random."""
-    write_photos(scripts)
+    write_photos(scripts, each=25)
     shutil.copytree(tiny_vit, scripts / "efficientnet_lite0")
     cache = scripts / ".cache/torch/hub/checkpoints"
     cache.mkdir(parents=True)
@@ -91,7 +91,9 @@ def test_the_front_matter_suits_a_space_and_the_requirements():
     assert (card["sdk"], card["app_file"]) == ("gradio", "app.py")
     assert len(card["short_description"]) <= 60
     assert isinstance(card["python_version"], str) and tuple(map(int, card["python_version"].split("."))) >= (3, 11)
-    gradio = Requirement(next(line for line in (ROOT / "requirements.txt").open() if line.startswith("gradio")))
+    gradio = Requirement(
+        next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("gradio"))
+    )
     assert card["sdk_version"] in gradio.specifier
 
 

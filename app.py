@@ -37,15 +37,8 @@ PET_LABELS = ["Cat", "Dog", "Neither"]
 # The ImageNet-1k indices of the 5 domestic cats (tabby to Egyptian cat) and the 118 dog breeds (Chihuahua to Mexican
 # hairless). Names would not do: catamaran and bullfrog are no pets, and 105 breeds do not say "dog".
 CATS, DOGS = slice(281, 286), slice(151, 269)
-IMAGE_FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "AVIF",
-)  # and MPO with JPEG; Pillow's others are rarely looked after
+# Pillow's other formats are rarely looked after; JPEG includes MPO.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 89_000_000  # above it a small file can fill the memory; Pillow's own warning starts just above
 MAX_FILES = 200
 BATCH_SIZE = 16

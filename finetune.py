@@ -335,9 +335,7 @@ def build_model(model_name: str, nclasses: int, weights: str):
     model = get_model(model_name, weights=None, num_classes=nclasses)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = (
-                0.1  # with the 0.01 of torchvision's MobileNetV3 the averages lag hundreds of steps behind
-            )
+            module.momentum = 0.1  # with the 0.01 of torchvision's MobileNetV3 the averages lag hundreds of steps
     if not state:
         return model
     head = head_name(model)

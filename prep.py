@@ -217,6 +217,7 @@ def located(name: str, label: str, image_folder: Path, files: dict[str, list[str
 def inspected(photo: Photo, image_folder: Path, copies: Path, image_size: int | None) -> Photo:
     """Return the `Photo` with what its pixels are; a copy goes to `copies` if it has to be turned or made smaller."""
     import imagehash
+    import numpy as np
     from PIL import Image, ImageOps
 
     try:
@@ -229,7 +230,7 @@ def inspected(photo: Photo, image_folder: Path, copies: Path, image_size: int | 
             upright = ImageOps.exif_transpose(image) if turned else image
             plain = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
             pixels = hashlib.sha256(repr((plain.mode, plain.size)).encode() + plain.tobytes()).digest()
-            look = imagehash.dhash(plain.convert("RGB"), hash_size=16).hash
+            look = np.packbits(imagehash.dhash(plain.convert("RGB"), hash_size=16).hash).tobytes()
             stored = photo.file
             if turned or (image_size and min(plain.size) > image_size):
                 if image_size and min(plain.size) > image_size:
@@ -245,14 +246,7 @@ def inspected(photo: Photo, image_folder: Path, copies: Path, image_size: int | 
         raise
     except Exception as error:  # noqa: BLE001 - whatever one broken file makes Pillow raise, the run goes on
         return Photo("undecodable file", (str(error) or type(error).__name__).replace(str(image_folder) + os.sep, ""))
-    return photo._replace(stored=stored, pixels=pixels, look=packed(look))
-
-
-def packed(bits) -> bytes:
-    """Return an array of booleans as bytes."""
-    import numpy as np
-
-    return np.packbits(bits).tobytes()
+    return photo._replace(stored=stored, pixels=pixels, look=look)
 
 
 def checked(table, image_folder: Path, files: dict[str, list[str]], copies: Path, image_size, num_proc) -> list[Photo]:

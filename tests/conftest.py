@@ -19,7 +19,7 @@ os.environ.update(HF_HUB_DISABLE_XET="1", HF_ENDPOINT="http://127.0.0.1:9", GRAD
 sys.path.insert(0, str(ROOT))
 
 from PIL import Image, ImageDraw  # noqa: E402
-from stand_in_hub import StandInHub  # noqa: E402
+from stand_in_hub import TOKEN, StandInHub  # noqa: E402
 
 CLASSES = {"Cat": "ellipse", "Dog": "rectangle", "Neither": "line"}
 
@@ -118,6 +118,11 @@ def hub():
     hub = StandInHub()
     yield hub
     hub.server.shutdown()
+
+
+def hub_login(hub: StandInHub, folder: Path) -> dict[str, str]:
+    """Return the environment of a program that is logged in to the stand-in Hub, with its cache in the folder."""
+    return {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(folder / "cache")}
 
 
 @pytest.fixture

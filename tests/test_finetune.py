@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run, running_app
+from conftest import hub_login, run, running_app
 from datasets import load_from_disk
 from gradio_client import Client, handle_file
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from stand_in_hub import TOKEN
 
 import app
 import finetune
@@ -373,7 +372,7 @@ def test_a_checkpoint_that_exists_is_replaced_only_on_demand(checkpoint, dataset
 
 
 def test_push_makes_a_private_repo_with_one_commit_that_the_app_pulls_by_revision(dataset, hub, tmp_path):
-    login = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "cache")}
+    login = hub_login(hub, tmp_path)
     options = ["--image_size", "48", "--checkpoints_path", tmp_path / "local", "--push_to_hub", "you/pets"]
     result = run("finetune.py", "--data_path", dataset, *SHORT, *options, **login)
     assert result.returncode == 0, result.stderr
@@ -390,7 +389,7 @@ def test_push_makes_a_private_repo_with_one_commit_that_the_app_pulls_by_revisio
 
 
 def test_a_push_gets_over_a_fault_at_any_call_with_exactly_one_commit(checkpoint, hub, tmp_path):
-    login = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "cache")}
+    login = hub_login(hub, tmp_path)
     environment = {**os.environ, **login, "PYTHONPATH": str(Path(finetune.__file__).parent)}
     code = "import sys, finetune, pathlib; finetune.create_repo('you/pets'); finetune.push(pathlib.Path(sys.argv[1]), 'you/pets')"
 
@@ -413,7 +412,7 @@ def test_a_push_gets_over_a_fault_at_any_call_with_exactly_one_commit(checkpoint
 
 @pytest.mark.parametrize("status", [401, 403, 412])
 def test_a_refusal_ends_the_push_in_words_and_the_checkpoint_stays(dataset, checkpoint, hub, tmp_path, status):
-    login = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "cache")}
+    login = hub_login(hub, tmp_path)
     environment = {**os.environ, **login, "PYTHONPATH": str(Path(finetune.__file__).parent)}
     hub.commits["you/pets"], hub.private["you/pets"] = [{}], True
     hub.faults = dict.fromkeys([*range(2, 99)], status)

@@ -11,11 +11,10 @@ import time
 
 import numpy as np
 import pytest
-from conftest import CLASSES, ROOT, drawn_photo, run, write_photos
+from conftest import CLASSES, ROOT, drawn_photo, hub_login, run, write_photos
 from datasets import load_from_disk
 from huggingface_hub import DatasetCard
 from PIL import Image, ImageEnhance
-from stand_in_hub import TOKEN
 
 
 def flags(folder, *more):
@@ -464,10 +463,6 @@ def test_control_c_says_so_in_one_line_and_leaves_nothing(tmp_path):
     assert process.returncode == 130 and "Traceback" not in stderr
     assert stderr.splitlines()[-1] == "prep.py: stopped, no dataset was written"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "labels.csv"]
-
-
-def hub_login(hub, folder):
-    return {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(folder / "cache")}
 
 
 def loaded_from(hub, folder):

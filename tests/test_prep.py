@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,7 +250,7 @@ def test_no_photo_of_one_split_has_a_near_duplicate_in_another(tmp_path):
             "poor": photo,
             "bright": ImageEnhance.Brightness(photo).enhance(1.03),
         }.items():
-            copy.save(images / f"{change}{number}.jpg", quality=40 if change == "poor" else 90)
+            copy.save(images / f"{change}{number}.jpg", quality=60 if change == "poor" else 90)
             add_rows(tmp_path, f"{change}{number}.jpg,{label}")
     output, dataset = prepared(tmp_path, "--test_size", "0.3", "--validation_size", "0.3")
     places, greys = [], []
@@ -428,15 +428,23 @@ def test_prepare_can_be_called_from_a_notebook(tmp_path):
     assert ROOT.joinpath("prep.py").exists() and dataset["train"][0]["image"].size == (90, 70)
 
 
-def test_a_killed_run_leaves_no_dataset_and_the_next_one_says_so_and_succeeds(tmp_path):
+def checking(folder):
+    """Return a running prep.py whose processes have begun to check photos."""
+    command = [sys.executable, str(ROOT / "prep.py"), *map(str, flags(folder))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    shown = b""
+    while shown.count(b"%|") < 2:  # the bar at 0 %, and when the first ones are back
+        shown += process.stderr.read(1)
+        assert process.poll() is None
+    return process
+
+
+def test_a_killed_run_leaves_no_dataset_and_no_process_and_the_next_one_says_so_and_succeeds(tmp_path):
     write_photos(tmp_path, each=150)
-    command = [sys.executable, str(ROOT / "prep.py"), *map(str, flags(tmp_path))]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        partial = tmp_path / ".dataset.partial"
-        while not partial.exists():
-            time.sleep(0.001)
-            assert process.poll() is None
+    with checking(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)  # until the last process that could write is gone
+    partial = tmp_path / ".dataset.partial"
     assert partial.exists() and not (tmp_path / "dataset").exists()
     output, dataset = prepared(tmp_path)
     assert "Found the unfinished dataset of a run that was stopped" in output
@@ -454,14 +462,22 @@ def test_a_dataset_whose_replacement_was_killed_comes_back(tmp_path):
 
 def test_control_c_says_so_in_one_line_and_leaves_nothing(tmp_path):
     write_photos(tmp_path, each=150)
-    command = [sys.executable, str(ROOT / "prep.py"), *map(str, flags(tmp_path))]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        while not (tmp_path / ".dataset.partial").exists():
-            time.sleep(0.001)
+    with checking(tmp_path) as process:
         process.send_signal(signal.SIGINT)
-        stderr = process.communicate()[1]
+        stderr = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 130 and "Traceback" not in stderr
     assert stderr.splitlines()[-1] == "prep.py: stopped, no dataset was written"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "labels.csv"]
+
+
+def test_a_killed_process_that_checks_photos_stops_the_run_with_one_sentence(tmp_path):
+    write_photos(tmp_path, each=150)
+    with checking(tmp_path) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        stderr = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 1 and "Traceback" not in stderr
+    assert stderr.splitlines()[-1].startswith("prep.py: error: A process that checks photos was killed")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "labels.csv"]
 
 

@@ -39,6 +39,7 @@ its pictures. In a notebook:
 
 import argparse
 import json
+import math
 import os
 import shlex
 import shutil
@@ -61,14 +62,15 @@ METRIC_NAMES = ("accuracy", "f1", "precision", "recall", "roc_auc", "loss")
 START = {"none": "from scratch", "DEFAULT": "from torchvision's pretrained weights"}
 TEACHER_WEIGHT = 3.0  # of the loss of imitating the teacher, beside that of the labels
 SPLITS = ("train", "validation", "test")
+CACHE_BYTES = 4 * 2**30  # of decoded photos in each split; the photos beyond it are decoded anew each time
 CALIBRATION_BINS = 15
 MISTAKES = 24  # on the picture of the worst ones
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights expect
 
 CARD = """# {architecture}: {labels}
 
-torchvision's `{architecture}`, trained by `finetune.py` on {photos} photos of {size}x{size} pixels, {start}.
-A photo is scaled to that square whole, without a crop, as `preprocessor_config.json` says.
+torchvision's `{architecture}`, trained by `finetune.py` on {photos} photos, {start}.
+A photo is scaled to a square of {size}x{size} pixels whole, without a crop, as `preprocessor_config.json` says.
 
 ## Results
 
@@ -171,37 +173,34 @@ def image_processor(size: int):
 
 
 class Photos:
-    """A split in memory: every photo decoded once to uint8 of shape (3, size, size); `transform` varies it each time."""
+    """A split whose photos, decoded to uint8 of shape (3, size, size), stay in memory; `transform` varies them."""
 
     teacher_logits = None  # of shape (photos, teacher's classes), if there is a teacher
+    transform = None
 
-    def __init__(self, part, processor, size: int, transform=None):
+    def __init__(self, part, processor):
         import torch
         from tqdm.auto import tqdm
 
-        def resized(index):
-            return processor(
-                rgb(part[index]["image"]), size={"height": size, "width": size}, do_rescale=False, do_normalize=False
-            )
-
-        self.pixels = torch.empty(len(part), 3, size, size, dtype=torch.uint8)
+        self.part, self.labels = part, list(part["label"])
+        self.processor = partial(processor, do_rescale=False, do_normalize=False, return_tensors="pt")
+        shape = (3, processor.size["height"], processor.size["width"])
+        kept = min(len(part), CACHE_BYTES // math.prod(shape))
+        self.pixels = torch.empty(kept, *shape, dtype=torch.uint8)
         with ThreadPoolExecutor() as pool:
-            photos = tqdm(
-                pool.map(resized, range(len(part))),
-                total=len(part),
-                desc="Decoding photos",
-                unit="photo",
-            )
-            for index, photo in enumerate(photos):
-                self.pixels[index] = photo["pixel_values"][0]
-        self.labels = list(part["label"])
-        self.transform = transform
+            photos = pool.map(self.decoded, range(kept))
+            for index, photo in enumerate(tqdm(photos, total=kept, desc="Decoding photos", unit="photo")):
+                self.pixels[index] = photo
+
+    def decoded(self, index: int):
+        """Return a photo in the size that the network's evaluation sees."""
+        return self.processor(rgb(self.part[index]["image"]))["pixel_values"][0]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict:
-        pixels = self.pixels[index]
+        pixels = self.pixels[index] if index < len(self.pixels) else self.decoded(index)
         photo = {"pixels": self.transform(pixels) if self.transform else pixels, "labels": self.labels[index]}
         return photo if self.teacher_logits is None else {**photo, "teacher_logits": self.teacher_logits[index]}
 
@@ -261,18 +260,24 @@ def augmentation(size: int):
     )
 
 
-def growing_photos(train: Photos, size: int):
-    """Return the callback that shows small photos first, 0.6 of the size, and whole ones from 3/4 of the epochs on.
+def training_size(size: int, progress: float) -> int:
+    """Return the side of the training photos, a multiple of 16, at a share of all epochs: from size / 2 to 5/6 of size.
 
-    Early epochs learn from small photos nearly as much, in half the time (Tan and Le 2021, EfficientNetV2).
+    Early epochs learn from small photos nearly as much, in half the time (Tan and Le 2021, EfficientNetV2). A part of a
+    photo shows things larger than the whole photo does; at 5/6 of the size they are as large as in evaluation (Touvron
+    et al. 2019, Fixing the train-test resolution discrepancy).
     """
+    grown = min(1.0, progress / 0.75)
+    return max(32, round(size * (3 + 2 * grown) / 6 / 16) * 16)
+
+
+def growing_photos(train: Photos, size: int):
+    """Return the callback that gives the training photos the size of each epoch."""
     from transformers import TrainerCallback
 
     class GrowingPhotos(TrainerCallback):
         def on_epoch_begin(self, args, state, control, **_):
-            grown = min(1.0, state.epoch / (0.75 * args.num_train_epochs))
-            small = max(32, round(size * (0.6 + 0.4 * grown) / 16) * 16)
-            train.transform = augmentation(small if grown < 1 else size)
+            train.transform = augmentation(training_size(size, state.epoch / args.num_train_epochs))
 
     return GrowingPhotos()
 
@@ -417,6 +422,16 @@ def trainable(model, weights, *, label_smoothing: float, mix: bool, ema_decay: f
     classes = model.get_submodule(head_name(model)).out_features
     mixed = v2.RandomChoice([v2.MixUp(num_classes=classes), v2.CutMix(num_classes=classes)])
     return Trainable()
+
+
+def optimizer(model, lr: float):
+    """Return AdamW (Loshchilov and Hutter 2019), whose weight decay spares biases and the scales of normalisation."""
+    import torch
+
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": 0.05}
+    spared = {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0}
+    return torch.optim.AdamW([decayed, spared], lr=lr, fused=True)
 
 
 def keep_freed_memory() -> None:
@@ -579,8 +594,8 @@ def checked_device(device: str) -> str:
     return device
 
 
-def output_folder(folder: Path, overwrite: bool) -> Path:
-    """Return the folder of the checkpoint.
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Make sure that the folder of the checkpoint may be written.
 
     Raises:
         FileExistsError: if something is there that is not to be replaced.
@@ -591,7 +606,6 @@ def output_folder(folder: Path, overwrite: bool) -> Path:
         raise FileExistsError(
             f"--checkpoints_path {folder} is not empty. Choose another folder, or add --overwrite to replace a checkpoint."
         )
-    return folder
 
 
 def finetune(
@@ -604,7 +618,7 @@ def finetune(
     weights: str = "DEFAULT",
     teacher: str | None = None,
     nclasses: int | None = None,
-    image_size: int = 160,
+    image_size: int = 192,
     epochs: int = 3,
     freeze_epochs: int = 0,
     early_stopping: int = 0,
@@ -630,7 +644,9 @@ def finetune(
     """
     command = command_line(locals())
     check_numbers(locals())
-    folder = output_folder(Path(checkpoints_path or Path("checkpoints") / model_name), overwrite or resume)
+    folder = Path(checkpoints_path or Path("checkpoints") / model_name)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    check_output(folder, overwrite or (resume and unfinished.exists()))
     splits = load_splits(str(data_path))
     names = splits["train"].features["label"].names
     if nclasses not in (None, len(names)):
@@ -644,7 +660,7 @@ def finetune(
     processes = PartialState(cpu=device == "cpu")
     if batch_size % processes.num_processes:
         raise ValueError(f"--batch_size {batch_size} cannot be shared among {processes.num_processes} processes.")
-    unfinished = unfinished_run(folder, command, overwrite, resume)
+    check_unfinished_run(unfinished, command, overwrite, resume)
     processes.wait_for_everyone()
     if push_to_hub and processes.is_main_process:
         create_repo(push_to_hub)  # now, so that a missing login does not show only after the training
@@ -654,9 +670,7 @@ def finetune(
     set_seed(seed)  # before the network is made: the new layers start from random numbers
     model = build_model(model_name, len(names), weights)
     processor = image_processor(image_size)
-    # A training photo is kept an eighth larger than the network sees it, so that a crop need not be blown up.
-    train = Photos(splits["train"], processor, image_size * 9 // 8, augmentation(image_size))
-    validation, test = (Photos(splits[split], processor, image_size) for split in SPLITS[1:])
+    train, validation, test = (Photos(splits[split], processor) for split in SPLITS)
     try:
         if processes.is_main_process:
             unfinished.mkdir(parents=True, exist_ok=True)
@@ -665,15 +679,17 @@ def finetune(
             if teacher:
                 cache = unfinished / "teacher.safetensors"
                 train.teacher_logits = teacher_logits(splits["train"], teacher, device, batch_size, cache)
+        trained = trainable(
+            model,
+            loss_weights(train.labels, len(names)) if class_weights == "auto" else None,
+            label_smoothing=label_smoothing,
+            mix=mix,
+            ema_decay=ema_decay,
+            teacher_classes=train.teacher_logits.shape[1] if teacher else 0,
+        )
         trainer = Trainer(
-            model=trainable(
-                model,
-                loss_weights(train.labels, len(names)) if class_weights == "auto" else None,
-                label_smoothing=label_smoothing,
-                mix=mix,
-                ema_decay=ema_decay,
-                teacher_classes=train.teacher_logits.shape[1] if teacher else 0,
-            ),
+            model=trained,
+            optimizers=(optimizer(trained, lr), None),
             args=TrainingArguments(
                 output_dir=str(unfinished),
                 num_train_epochs=epochs,
@@ -683,7 +699,6 @@ def finetune(
                 lr_scheduler_type="cosine",
                 # A tenth of all steps, rounded down: the first one of a warm-up changes nothing, and may be the only one.
                 warmup_steps=epochs * -(-len(train) // batch_size) // 10,
-                weight_decay=0.05,
                 max_grad_norm=0,
                 eval_strategy="epoch",
                 logging_strategy="epoch",
@@ -786,29 +801,25 @@ def check_numbers(asked: dict) -> None:
         raise ValueError(f"--image_size {asked['image_size']} is too small: the networks need 32 pixels or more.")
 
 
-def unfinished_run(folder: Path, command: str, overwrite: bool, resume: bool) -> Path:
-    """Return the folder beside the checkpoint's that holds the epochs of a run until it is done.
+def check_unfinished_run(unfinished: Path, command: str, overwrite: bool, resume: bool) -> None:
+    """Make sure that the folder that holds the epochs of a run until it is done has none, or those to go on with.
 
     Raises:
-        ValueError: if a run lies there that the flags do not continue or replace, or if there is none to resume.
+        ValueError: if a run lies there that the flags do not continue or replace.
     """
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    if resume:
-        if not (unfinished / "command.txt").is_file():
-            raise ValueError(f"--resume: there is no unfinished run in {unfinished}. Leave the flag out to start one.")
-        begun = (unfinished / "command.txt").read_text()
-        if begun != command:
+    begun = unfinished / "command.txt"
+    if resume and begun.is_file():
+        if begun.read_text() != command:
             raise ValueError(
-                f"--resume: the run in {unfinished} was begun by another command. Repeat this one: {begun}"
+                f"--resume: the run in {unfinished} was begun by another command. Repeat this one: {begun.read_text()}"
             )
-    elif unfinished.exists() and not overwrite:
+    elif unfinished.exists() and not (overwrite or resume):
         raise ValueError(
             f"A run was stopped before it was done, and its epochs are in {unfinished}. "
             "Add --resume to continue it, or --overwrite to start anew."
         )
     elif int(os.environ.get("RANK", 0)) == 0:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return unfinished
 
 
 def last_epoch(unfinished: Path) -> str | None:
@@ -863,11 +874,12 @@ def export_onnx(folder: Path, model, image_size: int) -> None:
 
 def command_line(asked: dict) -> str:
     """Return the command that trains what `finetune` was asked for, with the defaults, which another version may change."""
-    words = ["python", "finetune.py"]
+    processes = os.environ.get("WORLD_SIZE", "1")
+    words = ["python" if processes == "1" else f"torchrun --nproc_per_node {processes}", "finetune.py"]
     for name, value in asked.items():
         if value is not None and value is not False and name not in ("resume", "overwrite", "push_to_hub"):
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return shlex.join(words)
+    return " ".join([*words[:2], shlex.join(words[2:])])
 
 
 def class_counts(part) -> str:
@@ -1016,7 +1028,7 @@ def parser() -> argparse.ArgumentParser:
         "--nclasses", type=int, metavar="N", help="number of classes; checked against the data, which decides"
     )
     data.add_argument(
-        "--image_size", type=int, default=160, metavar="PIXELS", help="side of the square that the network sees"
+        "--image_size", type=int, default=192, metavar="PIXELS", help="side of the square that a photo is scaled to"
     )
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -1095,7 +1107,9 @@ def parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace a checkpoint, or an unfinished run, that is already there"
     )
     output.add_argument(
-        "--resume", action="store_true", help="continue a run that was stopped, from its last whole epoch"
+        "--resume",
+        action="store_true",
+        help="go on after the last whole epoch of a run that was stopped, if there is one",
     )
     output.add_argument("--export", choices=("onnx",), help="also write onnx/model.onnx to the checkpoint")
     output.add_argument(

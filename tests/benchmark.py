@@ -2,6 +2,7 @@
 
     python tests/benchmark.py prep --image_path images --label_path labels.csv
     python tests/benchmark.py train --data_path dataset
+    python tests/benchmark.py teacher --data_path dataset --teacher efficientnet_lite0
     python tests/benchmark.py accuracy --image_path images --label_path labels.csv
 
 Each prints tables on stdout, timings with their ratios against the alternative in the same run.
@@ -157,7 +158,10 @@ splits = finetune.load_splits(sys.argv[2])
 splits["train"] = part = splits["train"].select(range(min(len(splits["train"]), 3200)))
 splits["validation"], splits["test"] = (splits[name].select(range(64)) for name in ("validation", "test"))
 finetune.load_splits = lambda path: splits
-finetune.growing_photos = lambda train, size: Report()  # so that every epoch has the whole size, as the others have
+def grown_photos(train, size):
+    train.transform = finetune.augmentation(160)  # the size of the last epochs, and of the others' photos here
+    return Report()
+finetune.growing_photos = grown_photos
 finetune.finetune(data_path=sys.argv[2], weights="none", epochs=2, checkpoints_path=sys.argv[3])
 """
 
@@ -199,6 +203,24 @@ def train(data_path: Path) -> None:
     table(("what", "photos/s", "finetune.py against it"), rows)
 
 
+def teacher(data_path: Path, teacher: str) -> None:
+    """Test accuracy from scratch without and with a teacher, ten epochs each, three seeds."""
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in ("1", "2", "3"):
+            found = []
+            for more in ([], ["--teacher", teacher]):
+                command = [sys.executable, ROOT / "finetune.py", "--data_path", data_path, "--weights", "none", *more]
+                command += ["--epochs", "10", "--batch_size", "32", "--lr", "2e-3", "--seed", seed]
+                command += ["--checkpoints_path", Path(scratch, f"{seed}{len(more)}")]
+                result = subprocess.run([*map(str, command)], capture_output=True, text=True)
+                if result.returncode:
+                    sys.exit(result.stderr[-2000:])
+                found.append(re.search(r"Test accuracy (\S+)", result.stdout)[1])
+            rows.append((seed, *found))
+    table(("seed", "without a teacher", "with it"), rows)
+
+
 def accuracy(image_path: Path, label_path: Path) -> None:
     """What the running app answers, by both models: accuracy, recall of each label, expected calibration error."""
     import numpy as np
@@ -237,9 +259,11 @@ def main() -> None:
         command.add_argument("--image_path", type=Path, required=True)
         command.add_argument("--label_path", type=Path, required=True, help="CSV with columns image_name and label")
         command.set_defaults(job=job)
-    command = commands.add_parser("train", help=train.__doc__)
-    command.add_argument("--data_path", type=Path, required=True, help="dataset that prep.py made")
-    command.set_defaults(job=train)
+    for job in (train, teacher):
+        command = commands.add_parser(job.__name__, help=job.__doc__)
+        command.add_argument("--data_path", type=Path, required=True, help="dataset that prep.py made")
+        command.set_defaults(job=job)
+    command.add_argument("--teacher", required=True, help="Hub id or folder, as finetune.py takes it")
     arguments = vars(parser.parse_args())
     arguments.pop("job")(**arguments)
 

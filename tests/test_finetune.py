@@ -27,6 +27,9 @@ import app
 import finetune
 
 SHORT = ["--weights", "none", "--epochs", "1", "--device", "cpu"]
+LAUNCH = (
+    "accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no --num_processes"
+)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +203,7 @@ def finetuned(dataset, folder, *more):
 
 def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(dataset, tmp_path):
     options = ["--epochs", "6", "--lr", "5e-3", "--monitor_metric_name", "loss"]
-    finetuned(dataset, tmp_path / "whole", *options)
+    finetuned(dataset, tmp_path / "whole", *options, "--resume")  # with nothing to go on with, it starts
     small = ["--weights", "none", "--image_size", "48", "--batch_size", "8", "--checkpoints_path", tmp_path / "cut"]
     command = [*map(str, ("--data_path", dataset, *small, *options))]
     with subprocess.Popen([sys.executable, str(finetune.__file__), *command], stderr=subprocess.DEVNULL) as process:
@@ -217,13 +220,14 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(dataset, tmp_pat
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["cut", "whole"]
-    nothing = run("finetune.py", *command, "--resume")
-    assert nothing.returncode != 0 and "there is no unfinished run" in nothing.stderr
+    done = run("finetune.py", *command, "--resume")
+    assert done.returncode != 0 and "is not empty" in done.stderr
 
 
-def test_two_processes_take_the_same_steps_measure_the_whole_split_and_write_once(dataset, tmp_path):
+@pytest.mark.parametrize("launcher", ["torch.distributed.run --nproc_per_node", LAUNCH])
+def test_two_processes_take_the_same_steps_measure_the_whole_split_and_write_once(dataset, tmp_path, launcher):
     options = ["--weights", "none", "--image_size", "48", "--batch_size", "8", "--epochs", "4", "--lr", "5e-3"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", finetune.__file__]
+    launch = [sys.executable, "-m", *launcher.split(), "2", finetune.__file__]
     command = [*launch, "--data_path", dataset, "--checkpoints_path", tmp_path / "two", *options]
     result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
@@ -241,6 +245,7 @@ def test_two_processes_take_the_same_steps_measure_the_whole_split_and_write_onc
     photos = served.processor([finetune.rgb(image) for image in test["image"]], return_tensors="pt")
     right = (served.logits(photos["pixel_values"].numpy()).argmax(1) == np.array(test["label"])).mean()
     assert f"- accuracy: {right:.4f}" in card and f"The test split ({len(test)} photos)" in card
+    assert "\ntorchrun --nproc_per_node 2 finetune.py --data_path" in card
 
 
 def test_only_the_head_learns_in_frozen_epochs(dataset, checkpoint, tmp_path):
@@ -297,6 +302,33 @@ def test_the_header_for_uv_names_the_versions_of_the_requirements():
     assert imported - names <= {"scipy", "pandas", "httpx2", "openvino"}  # those come with the others
 
 
+def test_photos_beyond_the_memory_budget_are_decoded_each_time_to_the_same_pixels(dataset, monkeypatch):
+    part, processor = load_from_disk(str(dataset))["validation"], finetune.image_processor(48)
+    whole = finetune.Photos(part, processor)
+    monkeypatch.setattr(finetune, "CACHE_BYTES", 3 * 48 * 48 * 2)
+    some = finetune.Photos(part, processor)
+    assert len(whole) == len(some) == len(part) > 2 and len(whole.pixels) == len(part) and len(some.pixels) == 2
+    for one, other in zip(whole, some, strict=True):
+        assert one["labels"] == other["labels"] and (one["pixels"] == other["pixels"]).all()
+        assert one["pixels"].dtype == other["pixels"].dtype == torch.uint8
+
+
+def test_training_photos_grow_from_half_to_five_sixths_of_the_size():
+    assert [finetune.training_size(192, progress) for progress in (0, 0.375, 0.75, 1)] == [96, 128, 160, 160]
+    assert finetune.training_size(32, 0) == 32  # the networks need as much
+
+
+def test_weight_decay_spares_norms_and_biases():
+    model = finetune.build_model("mobilenet_v3_small", 3, "none")
+    decay = {
+        id(p): group["weight_decay"] for group in finetune.optimizer(model, 0.1).param_groups for p in group["params"]
+    }
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            spared = name == "bias" or isinstance(module, torch.nn.BatchNorm2d)
+            assert decay[id(parameter)] == (0 if spared else 0.05)
+
+
 def test_the_same_seed_gives_the_same_weights(checkpoint, dataset, tmp_path):
     small = ["--weights", "none", "--epochs", "3", "--image_size", "64", "--checkpoints_path", tmp_path / "again"]
     assert run("finetune.py", "--data_path", dataset, *small).returncode == 0
@@ -331,7 +363,6 @@ def test_training_starts_from_the_weights_of_a_file_with_a_new_head(checkpoint):
         (["--freeze_epochs", "1"], "--freeze_epochs 1 must be 0 or more, and less than --epochs"),
         (["--mix", "--teacher", "nowhere"], "--mix cannot be used with --teacher"),
         (["--teacher", "."], "--teacher . cannot be loaded by transformers"),
-        (["--resume"], "there is no unfinished run"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing_behind(dataset, tmp_path, monkeypatch, capfd, more, words):

@@ -45,7 +45,12 @@ def test_prep_finetune_and_the_page_work_as_pasted(scripts, tiny_vit):
         torch.save(torchvision.models.get_model(name).state_dict(), cache / weights.url.rsplit("/", 1)[1])
     commands = [command for command in COMMANDS if re.match(r"(python|torchrun) .*(prep|finetune)\.py ", f"{command} ")]
     assert len(commands) >= 5
-    for command in commands:
+    colab = next(line for _, code in BLOCKS for line in code.splitlines() if line.startswith("!python kit/"))
+    places = {"!python kit/": "python ", "YOU/YOUR-DATASET": "dataset", "/content/drive/MyDrive/": "drive/"}
+    for printed, here in places.items():
+        assert printed in colab
+        colab = colab.replace(printed, here)
+    for command in [commands[0], colab, *commands[1:]]:
         if "--overwrite" not in command:  # the commands for the shipped checkpoint start afresh
             shutil.rmtree(scripts / "checkpoints", ignore_errors=True)
         if command.startswith("python prep.py"):

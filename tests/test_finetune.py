@@ -82,7 +82,8 @@ def test_each_family_trains_and_the_app_gives_the_trained_models_logits(dataset,
     pixels = served.processor(photos, return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         trained = model(pixels).numpy()
-    assert np.abs(served.logits(pixels.numpy()) - trained).max() < 1e-4
+    # In float32, and the logits of a net that saw five steps may be in the thousands.
+    assert np.abs(served.logits(pixels.numpy()) - trained).max() < 1e-4 * max(1, np.abs(trained).max())
     assert np.ptp(trained, axis=0).max() > 1e-6  # the photos differ, so the comparison says something
 
 

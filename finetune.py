@@ -660,7 +660,7 @@ def finetune(
     processes = PartialState(cpu=device == "cpu")
     if batch_size % processes.num_processes:
         raise ValueError(f"--batch_size {batch_size} cannot be shared among {processes.num_processes} processes.")
-    check_unfinished_run(unfinished, command, overwrite, resume)
+    clear_unfinished_run(unfinished, command, overwrite, resume)
     processes.wait_for_everyone()
     if push_to_hub and processes.is_main_process:
         create_repo(push_to_hub)  # now, so that a missing login does not show only after the training
@@ -801,8 +801,8 @@ def check_numbers(asked: dict) -> None:
         raise ValueError(f"--image_size {asked['image_size']} is too small: the networks need 32 pixels or more.")
 
 
-def check_unfinished_run(unfinished: Path, command: str, overwrite: bool, resume: bool) -> None:
-    """Make sure that the folder that holds the epochs of a run until it is done has none, or those to go on with.
+def clear_unfinished_run(unfinished: Path, command: str, overwrite: bool, resume: bool) -> None:
+    """Remove the folder that holds the epochs of a run until it is done, unless they are to go on with.
 
     Raises:
         ValueError: if a run lies there that the flags do not continue or replace.

@@ -36,7 +36,7 @@ LABEL_COLUMNS = ("label", "class", "breed", "category", "labels", "class_name", 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 89_000_000  # above it a small file can fill the memory; Pillow's own warning starts just above
 # Of the 256 bits of a difference hash. Measured on 200 photos and their copies: scaled to 180 x 180 pixels half differ in
-# 2 bits, all in 8 or fewer; at JPEG quality 50 in 12 or fewer. Of 18 million pairs of other photos none differ in 50.
+# 2 bits, all in 8 or fewer; at JPEG quality 50 in 12 or fewer. Of 18 million other pairs none differs in 50 or fewer.
 NEAR_BITS = 15
 SHARD_BYTES = 500_000_000  # of a Parquet file on the Hub
 SPLITS = ("train", "validation", "test")

@@ -65,6 +65,14 @@ def measured(command: list) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss * (1024 if sys.platform == "linux" else 1) / 1e6
 
 
+def printed(command: list) -> str:
+    """Return what a command prints on stdout; if it fails, stop with its errors."""
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(result.stderr[-2000:])
+    return result.stdout
+
+
 def table(header: tuple, rows: list[tuple]) -> None:
     """Print a Markdown table."""
     for row in (header, ("---",) * len(header), *rows):
@@ -195,10 +203,7 @@ def train(data_path: Path) -> None:
         programs = {"finetune.py": REPORT + OURS, "bare loop": BARE_LOOP, "stock Trainer": REPORT + STOCK}
         for name, code in programs.items():
             command = [sys.executable, "-c", code, ROOT, data_path, Path(scratch, name)]
-            result = subprocess.run([*map(str, command)], capture_output=True, text=True)
-            if result.returncode:
-                sys.exit(result.stderr[-2000:])
-            found[name] = float(re.findall(r"photos/s (\S+)", result.stdout)[-1])
+            found[name] = float(re.findall(r"photos/s (\S+)", printed(command))[-1])
     rows = [(name, f"{speed:.0f}", f"{found['finetune.py'] / speed:.2f}") for name, speed in found.items()]
     table(("what", "photos/s", "finetune.py against it"), rows)
 
@@ -213,10 +218,7 @@ def teacher(data_path: Path, teacher: str) -> None:
                 command = [sys.executable, ROOT / "finetune.py", "--data_path", data_path, "--weights", "none", *more]
                 command += ["--epochs", "10", "--batch_size", "32", "--lr", "2e-3", "--seed", seed]
                 command += ["--checkpoints_path", Path(scratch, f"{seed}{len(more)}")]
-                result = subprocess.run([*map(str, command)], capture_output=True, text=True)
-                if result.returncode:
-                    sys.exit(result.stderr[-2000:])
-                found.append(re.search(r"Test accuracy (\S+)", result.stdout)[1])
+                found.append(re.search(r"Test accuracy (\S+)", printed(command))[1])
             rows.append((seed, *found))
     table(("seed", "without a teacher", "with it"), rows)
 

@@ -41,6 +41,7 @@ import argparse
 import json
 import math
 import os
+import random
 import shlex
 import shutil
 import sys
@@ -61,6 +62,7 @@ MODEL_NAMES = (
 METRIC_NAMES = ("accuracy", "f1", "precision", "recall", "roc_auc", "loss")
 START = {"none": "from scratch", "DEFAULT": "from torchvision's pretrained weights"}
 TEACHER_WEIGHT = 3.0  # of the loss of imitating the teacher, beside that of the labels
+TEACHER_VIEWS = 4  # parts of each training photo that the teacher is asked about
 SPLITS = ("train", "validation", "test")
 CACHE_BYTES = 4 * 2**30  # of decoded photos in each split; the photos beyond it are decoded anew each time
 CALIBRATION_BINS = 15
@@ -175,7 +177,7 @@ def image_processor(size: int):
 class Photos:
     """A split whose photos, decoded to uint8 of shape (3, size, size), stay in memory; `transform` varies them."""
 
-    teacher_logits = None  # of shape (photos, teacher's classes), if there is a teacher
+    teacher_logits = None  # of shape (photos, views, teacher's classes), if there is a teacher
     transform = None
 
     def __init__(self, part, processor):
@@ -196,13 +198,29 @@ class Photos:
         """Return a photo in the size that the network's evaluation sees."""
         return self.processor(rgb(self.part[index]["image"]))["pixel_values"][0]
 
+    def view(self, index: int, number: int):
+        """Return a part of a photo, for each `number` another one but always the same; for 0 the whole photo."""
+        pixels = self.pixels[index] if index < len(self.pixels) else self.decoded(index)
+        if number == 0:
+            return pixels
+        height, width = pixels.shape[1:]
+        dice = random.Random(f"{index} {number}")
+        area, stretch = dice.uniform(0.35, 1), math.exp(dice.uniform(-0.28, 0.28))
+        rows = min(height, int(height * (area * stretch) ** 0.5))
+        columns = min(width, int(width * (area / stretch) ** 0.5))
+        top, left = dice.randint(0, height - rows), dice.randint(0, width - columns)
+        return pixels[:, top : top + rows, left : left + columns]
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict:
-        pixels = self.pixels[index] if index < len(self.pixels) else self.decoded(index)
-        photo = {"pixels": self.transform(pixels) if self.transform else pixels, "labels": self.labels[index]}
-        return photo if self.teacher_logits is None else {**photo, "teacher_logits": self.teacher_logits[index]}
+        photo, number = {"labels": self.labels[index]}, 0
+        if self.teacher_logits is not None:
+            number = random.randrange(TEACHER_VIEWS)
+            photo["teacher_logits"] = self.teacher_logits[index, number].float()
+        pixels = self.view(index, number)
+        return {**photo, "pixels": self.transform(pixels) if self.transform else pixels}
 
 
 def batch(photos: list[dict], processor) -> dict:
@@ -213,8 +231,8 @@ def batch(photos: list[dict], processor) -> dict:
     return {**processor(pixels, do_resize=False, return_tensors="pt"), **default_collate(photos)}
 
 
-def teacher_logits(part, teacher: str, device: str, batch_size: int, cache: Path):
-    """Return the teacher's logits of every photo of a split, as it is, shape (photos, teacher's classes).
+def teacher_logits(photos: Photos, teacher: str, device: str, cache: Path):
+    """Return the teacher's logits of every view of every photo, shape (photos, views, teacher's classes), float16.
 
     They are kept in the safetensors file `cache`, for a run that goes on and for other processes.
 
@@ -223,6 +241,7 @@ def teacher_logits(part, teacher: str, device: str, batch_size: int, cache: Path
     """
     import torch
     from safetensors.torch import load_file, save_file
+    from torchvision.transforms.functional import to_pil_image
     from tqdm.auto import tqdm
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -238,23 +257,29 @@ def teacher_logits(part, teacher: str, device: str, batch_size: int, cache: Path
     model = model.to(device).eval()
     logits = []
     with torch.inference_mode():
-        for start in tqdm(range(0, len(part), batch_size), desc="Asking the teacher", unit="batch"):
-            photos = [rgb(image) for image in part[start : start + batch_size]["image"]]
-            pixels = processor(photos, return_tensors="pt")["pixel_values"].to(device)
-            logits.append(model(pixels.contiguous(memory_format=torch.channels_last)).logits.cpu())
+        for start in tqdm(range(0, len(photos), 16), desc="Asking the teacher", unit="batch"):
+            some = range(start, min(start + 16, len(photos)))
+            views = [to_pil_image(photos.view(index, number)) for index in some for number in range(TEACHER_VIEWS)]
+            pixels = processor(views, return_tensors="pt")["pixel_values"].to(device)
+            answers = model(pixels.contiguous(memory_format=torch.channels_last)).logits
+            logits.append(answers.reshape(len(some), TEACHER_VIEWS, -1).half().cpu())
     save_file({"logits": torch.cat(logits)}, f"{cache}.part")
     Path(f"{cache}.part").rename(cache)
     return load_file(cache)["logits"]
 
 
-def augmentation(size: int):
-    """Return the random changes of a training photo: a part of it, somewhat stretched, its colours, perhaps mirrored."""
+def augmentation(size: int, smallest: float):
+    """Return the random changes of a training photo: a part of it, of a share of at least `smallest` of its area,
+    somewhat stretched, its colours, its sharpness, perhaps mirrored."""
     from torchvision.transforms import v2
 
     return v2.Compose(
         [
-            v2.RandomResizedCrop(size, scale=(0.4, 1.0), ratio=(3 / 4, 4 / 3)),
+            v2.RandomResizedCrop(size, scale=(smallest, 1.0), ratio=(3 / 4, 4 / 3)),
             v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
+            v2.RandomGrayscale(0.05),
+            v2.RandomAdjustSharpness(2, p=0.3),
+            v2.RandomApply([v2.JPEG((30, 95))], p=0.3),
             v2.RandomHorizontalFlip(),
         ]
     )
@@ -277,7 +302,9 @@ def growing_photos(train: Photos, size: int):
 
     class GrowingPhotos(TrainerCallback):
         def on_epoch_begin(self, args, state, control, **_):
-            train.transform = augmentation(training_size(size, state.epoch / args.num_train_epochs))
+            # The views that a teacher was asked about are parts of the photo already.
+            smallest = 0.4 if train.teacher_logits is None else 0.6
+            train.transform = augmentation(training_size(size, state.epoch / args.num_train_epochs), smallest)
 
     return GrowingPhotos()
 
@@ -375,18 +402,32 @@ def loss_weights(labels: list[int], nclasses: int):
     return (counts.sum() / (nclasses * counts)).sqrt()
 
 
+def mixed(pixel_values):
+    """Return a batch, in half of all cases mixed in pairs, and the share (N, N) that each photo has in each of it.
+
+    MixUp (Zhang et al. 2018) lays one photo over the other, CutMix (Yun et al. 2019) a piece of it.
+    """
+    import torch
+    from torchvision.transforms import v2
+
+    count = len(pixel_values)
+    if torch.rand(()) < 0.5:
+        return pixel_values, torch.eye(count, device=pixel_values.device)
+    mix = v2.RandomChoice([v2.MixUp(alpha=0.2, num_classes=count), v2.CutMix(num_classes=count)])
+    return mix(pixel_values, torch.arange(count, device=pixel_values.device))
+
+
 def trainable(model, weights, *, label_smoothing: float, mix: bool, ema_decay: float, teacher_classes: int):
     """Return the network as the Trainer wants it: `pixel_values` and `labels` in, `loss` and `logits` out.
 
     With `teacher_logits`, a second head on the last feature map, which is not part of the network, also learns to give
-    them (Hinton et al. 2015, Distilling the Knowledge in a Neural Network), and the features profit. With `mix`, two
-    photos of a batch are mixed (MixUp, Zhang et al. 2018, or CutMix, Yun et al. 2019). With `ema_decay`, evaluation
-    takes the exponential moving average of the weights.
+    them (Hinton et al. 2015, Distilling the Knowledge in a Neural Network), and the features profit. With `mix`, photos
+    are mixed, and what is to be learnt of them as well. With `ema_decay`, evaluation takes the exponential moving
+    average of the weights.
     """
     import torch
-    from torch.nn.functional import kl_div, log_softmax
+    from torch.nn.functional import kl_div, log_softmax, one_hot, softmax
     from torch.optim.swa_utils import AveragedModel
-    from torchvision.transforms import v2
 
     def moving_average(average, new, updates):
         return average + (new - average) * (1 - min(ema_decay, (1 + updates) / (10 + updates)))
@@ -403,7 +444,8 @@ def trainable(model, weights, *, label_smoothing: float, mix: bool, ema_decay: f
             if self.training and self.average:
                 self.average.update_parameters(self.network)
             if self.training and mix:
-                pixel_values, labels = mixed(pixel_values, labels)
+                pixel_values, shares = mixed(pixel_values)
+                labels = shares @ one_hot(labels, classes).to(shares)
             elif not self.training and self.average:
                 logits = self.average(pixel_values)
                 return {"loss": self.loss(logits, labels), "logits": logits}
@@ -413,14 +455,15 @@ def trainable(model, weights, *, label_smoothing: float, mix: bool, ema_decay: f
                 logits = self.network(pixel_values.contiguous(memory_format=torch.channels_last))
             loss = self.loss(logits, labels)
             if teacher_logits is not None:
-                pupil, teacher = (log_softmax(z, 1) for z in (self.imitation(features[0]), teacher_logits))
-                loss = loss + TEACHER_WEIGHT * kl_div(pupil, teacher, reduction="batchmean", log_target=True)
+                teacher = softmax(teacher_logits, 1)
+                teacher = shares @ teacher if mix else teacher
+                pupil = log_softmax(self.imitation(features[0]), 1)
+                loss = loss + TEACHER_WEIGHT * kl_div(pupil, teacher, reduction="batchmean")
             return {"loss": loss, "logits": logits}
 
     body = model.layer4 if hasattr(model, "layer4") else model.features  # a ResNet, or a MobileNet or VGG
     channels = [module for module in body.modules() if isinstance(module, torch.nn.Conv2d)][-1].out_channels
     classes = model.get_submodule(head_name(model)).out_features
-    mixed = v2.RandomChoice([v2.MixUp(num_classes=classes), v2.CutMix(num_classes=classes)])
     return Trainable()
 
 
@@ -678,14 +721,14 @@ def finetune(
         with processes.main_process_first():
             if teacher:
                 cache = unfinished / "teacher.safetensors"
-                train.teacher_logits = teacher_logits(splits["train"], teacher, device, batch_size, cache)
+                train.teacher_logits = teacher_logits(train, teacher, device, cache)
         trained = trainable(
             model,
             loss_weights(train.labels, len(names)) if class_weights == "auto" else None,
             label_smoothing=label_smoothing,
             mix=mix,
             ema_decay=ema_decay,
-            teacher_classes=train.teacher_logits.shape[1] if teacher else 0,
+            teacher_classes=train.teacher_logits.shape[2] if teacher else 0,
         )
         trainer = Trainer(
             model=trained,
@@ -793,8 +836,6 @@ def check_numbers(asked: dict) -> None:
     for name in ("label_smoothing", "ema_decay"):
         if not 0 <= asked[name] < 1:
             raise ValueError(f"--{name} {asked[name]:g} must be 0 or more, and less than 1.")
-    if asked["mix"] and asked["teacher"]:
-        raise ValueError("--mix cannot be used with --teacher, whose logits are those of whole photos. Leave one out.")
     if asked["export"] == "onnx" and not find_spec("onnx"):
         raise ValueError("--export onnx needs one more package: pip install onnx")
     if asked["image_size"] < 32:

@@ -1109,7 +1109,9 @@ def parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--label_smoothing", type=float, default=0.0, metavar="SHARE", help="share of the label given to all classes"
     )
-    training.add_argument("--mix", action="store_true", help="mix two photos and their labels, by MixUp or CutMix")
+    training.add_argument(
+        "--mix", action="store_true", help="mix photos and their labels in half of the steps, by MixUp or CutMix"
+    )
     training.add_argument(
         "--ema_decay",
         type=float,

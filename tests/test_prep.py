@@ -461,7 +461,7 @@ def test_a_dataset_whose_replacement_was_killed_comes_back(tmp_path):
 
 
 def test_control_c_says_so_in_one_line_and_leaves_nothing(tmp_path):
-    write_photos(tmp_path, each=150)
+    write_photos(tmp_path, each=500)
     with checking(tmp_path) as process:
         process.send_signal(signal.SIGINT)
         stderr = process.communicate(timeout=60)[1].decode()
@@ -471,7 +471,7 @@ def test_control_c_says_so_in_one_line_and_leaves_nothing(tmp_path):
 
 
 def test_a_killed_process_that_checks_photos_stops_the_run_with_one_sentence(tmp_path):
-    write_photos(tmp_path, each=150)
+    write_photos(tmp_path, each=500)
     with checking(tmp_path) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)

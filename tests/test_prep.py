@@ -431,7 +431,13 @@ def test_prepare_can_be_called_from_a_notebook(tmp_path):
 def checking(folder):
     """Return a running prep.py whose processes have begun to check photos."""
     command = [sys.executable, str(ROOT / "prep.py"), *map(str, flags(folder))]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # A shell starts background jobs, and so these tests perhaps, deaf to Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     shown = b""
     while shown.count(b"%|") < 2:  # the bar at 0 %, and when the first ones are back
         shown += process.stderr.read(1)
@@ -461,7 +467,7 @@ def test_a_dataset_whose_replacement_was_killed_comes_back(tmp_path):
 
 
 def test_control_c_says_so_in_one_line_and_leaves_nothing(tmp_path):
-    write_photos(tmp_path, each=500)
+    write_photos(tmp_path, each=150)
     with checking(tmp_path) as process:
         process.send_signal(signal.SIGINT)
         stderr = process.communicate(timeout=60)[1].decode()
@@ -471,7 +477,7 @@ def test_control_c_says_so_in_one_line_and_leaves_nothing(tmp_path):
 
 
 def test_a_killed_process_that_checks_photos_stops_the_run_with_one_sentence(tmp_path):
-    write_photos(tmp_path, each=500)
+    write_photos(tmp_path, each=150)
     with checking(tmp_path) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)

@@ -256,6 +256,8 @@ def teacher_logits(photos: Photos, teacher: str, device: str, cache: Path):
         raise ValueError(f"--teacher {teacher} cannot be loaded by transformers: {first_line(error)}.") from error
     model = model.to(device).eval()
     logits = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)  # torchrun gives each process one, but the others wait meanwhile
     with torch.inference_mode():
         for start in tqdm(range(0, len(photos), 16), desc="Asking the teacher", unit="batch"):
             some = range(start, min(start + 16, len(photos)))
@@ -263,6 +265,7 @@ def teacher_logits(photos: Photos, teacher: str, device: str, cache: Path):
             pixels = processor(views, return_tensors="pt")["pixel_values"].to(device)
             answers = model(pixels.contiguous(memory_format=torch.channels_last)).logits
             logits.append(answers.reshape(len(some), TEACHER_VIEWS, -1).half().cpu())
+    torch.set_num_threads(threads)
     save_file({"logits": torch.cat(logits)}, f"{cache}.part")
     Path(f"{cache}.part").rename(cache)
     return load_file(cache)["logits"]
@@ -296,17 +299,22 @@ def training_size(size: int, progress: float) -> int:
     return max(32, round(size * (3 + 2 * grown) / 6 / 16) * 16)
 
 
-def growing_photos(train: Photos, size: int):
-    """Return the callback that gives the training photos the size of each epoch."""
+def photos_by_epoch(train: Photos, trained, size: int):
+    """Return the callback that gives the training photos the size of each epoch, and mixes fewer and fewer of them.
+
+    The last epochs see photos as they are: a network that has learnt from mixed ones alone is unsure of plain ones.
+    """
     from transformers import TrainerCallback
 
-    class GrowingPhotos(TrainerCallback):
+    class PhotosByEpoch(TrainerCallback):
         def on_epoch_begin(self, args, state, control, **_):
+            progress = state.epoch / args.num_train_epochs
             # The views that a teacher was asked about are parts of the photo already.
             smallest = 0.4 if train.teacher_logits is None else 0.6
-            train.transform = augmentation(training_size(size, state.epoch / args.num_train_epochs), smallest)
+            train.transform = augmentation(training_size(size, progress), smallest)
+            trained.mixed_steps = (1 - progress) / 2
 
-    return GrowingPhotos()
+    return PhotosByEpoch()
 
 
 def frozen_body(head: str, epochs: int):
@@ -402,8 +410,8 @@ def loss_weights(labels: list[int], nclasses: int):
     return (counts.sum() / (nclasses * counts)).sqrt()
 
 
-def mixed(pixel_values):
-    """Return a batch, in half of all cases mixed in pairs, and the share (N, N) that each photo has in each of it.
+def mixed(pixel_values, how_often: float):
+    """Return a batch, now and then mixed in pairs, and the share (N, N) that each photo has in each of it.
 
     MixUp (Zhang et al. 2018) lays one photo over the other, CutMix (Yun et al. 2019) a piece of it.
     """
@@ -411,7 +419,7 @@ def mixed(pixel_values):
     from torchvision.transforms import v2
 
     count = len(pixel_values)
-    if torch.rand(()) < 0.5:
+    if torch.rand(()) >= how_often:
         return pixel_values, torch.eye(count, device=pixel_values.device)
     mix = v2.RandomChoice([v2.MixUp(alpha=0.2, num_classes=count), v2.CutMix(num_classes=count)])
     return mix(pixel_values, torch.arange(count, device=pixel_values.device))
@@ -444,7 +452,7 @@ def trainable(model, weights, *, label_smoothing: float, mix: bool, ema_decay: f
             if self.training and self.average:
                 self.average.update_parameters(self.network)
             if self.training and mix:
-                pixel_values, shares = mixed(pixel_values)
+                pixel_values, shares = mixed(pixel_values, self.mixed_steps)
                 labels = shares @ one_hot(labels, classes).to(shares)
             elif not self.training and self.average:
                 logits = self.average(pixel_values)
@@ -763,7 +771,7 @@ def finetune(
             data_collator=partial(batch, processor=processor),
             compute_metrics=metrics,
             callbacks=[
-                growing_photos(train, image_size),
+                photos_by_epoch(train, trained, image_size),
                 *([frozen_body(head_name(model), freeze_epochs)] if freeze_epochs else []),
                 *([EarlyStoppingCallback(early_stopping)] if early_stopping else []),
             ],
@@ -865,8 +873,15 @@ def clear_unfinished_run(unfinished: Path, command: str, overwrite: bool, resume
 
 def last_epoch(unfinished: Path) -> str | None:
     """Return the folder of the last epoch that a run has saved whole; trainer_state.json is written last."""
-    whole = [file.parent for file in unfinished.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
+
+    def whole(state: Path) -> bool:
+        try:
+            return bool(json.loads(state.read_text()))
+        except ValueError:  # the run was killed while it wrote this file
+            return False
+
+    folders = [state.parent for state in unfinished.glob("checkpoint-*/trainer_state.json") if whole(state)]
+    return str(max(folders, key=lambda folder: int(folder.name.split("-")[1]))) if folders else None
 
 
 def write_checkpoint(folder: str, model, model_name: str, names: list[str], processor, temperature: float) -> None:
@@ -1110,7 +1125,9 @@ def parser() -> argparse.ArgumentParser:
         "--label_smoothing", type=float, default=0.0, metavar="SHARE", help="share of the label given to all classes"
     )
     training.add_argument(
-        "--mix", action="store_true", help="mix photos and their labels in half of the steps, by MixUp or CutMix"
+        "--mix",
+        action="store_true",
+        help="mix photos and their labels by MixUp or CutMix: in half of the steps at first, and in fewer and fewer"
     )
     training.add_argument(
         "--ema_decay",

@@ -320,6 +320,7 @@ def near_duplicate_groups(looks: list[bytes]):
     with a common word are compared (Manku et al. 2007, Detecting Near-Duplicates for Web Crawling).
     """
     import numpy as np
+    import pandas as pd
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -339,7 +340,8 @@ def near_duplicate_groups(looks: list[bytes]):
             pairs.append(pair[:, differing <= NEAR_BITS])
     first, second = np.concatenate(pairs, 1)
     graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(bits), len(bits)))
-    return connected_components(graph, directed=False)[1][place]
+    groups = connected_components(graph, directed=False)[1][place]
+    return pd.factorize(groups)[0]  # numbered in the order of the photos: so the split does not depend on how they look
 
 
 def photos_by_class(counts, size: float):

@@ -216,6 +216,10 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(dataset, tmp_pat
             time.sleep(0.01)
             assert process.poll() is None
         process.kill()
+    saved = max(int(folder.name.split("-")[1]) for folder in unfinished.glob("checkpoint-*"))
+    half_saved = unfinished / f"checkpoint-{2 * saved}" / "trainer_state.json"  # as if killed while it wrote this
+    half_saved.parent.mkdir()
+    half_saved.touch()
     again = run("finetune.py", *command)
     assert again.returncode != 0 and "Add --resume to continue it" in again.stderr
     other = run("finetune.py", *command, "--resume", "--seed", "3")
@@ -313,10 +317,11 @@ def test_a_teacher_is_asked_once_about_the_same_parts_of_each_photo(dataset, tin
 def test_a_mixed_batch_says_what_it_is_made_of():
     torch.manual_seed(0)
     plain = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, 8, 8)
-    mixtures = [finetune.mixed(plain) for _ in range(40)]
+    mixtures = [finetune.mixed(plain, 0.5) for _ in range(40)]
     for pixels, shares in mixtures:
         assert torch.allclose(pixels.mean((1, 2, 3)), shares @ torch.arange(4.0), atol=1e-5)
     assert 10 < sum(torch.equal(shares, torch.eye(4)) for _, shares in mixtures) < 30
+    assert torch.equal(finetune.mixed(plain, 0.0)[0], plain)
 
 
 def test_the_onnx_file_gives_the_same_logits(dataset, tmp_path):

@@ -1127,7 +1127,7 @@ def parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--mix",
         action="store_true",
-        help="mix photos and their labels by MixUp or CutMix: in half of the steps at first, and in fewer and fewer"
+        help="mix photos and their labels by MixUp or CutMix: in half of the steps at first, and in fewer and fewer",
     )
     training.add_argument(
         "--ema_decay",

@@ -219,7 +219,8 @@ def options(data_path: Path, teacher: str) -> None:
         for seed in ("1", "2", "3"):
             with tempfile.TemporaryDirectory() as scratch:
                 command = [sys.executable, ROOT / "finetune.py", "--data_path", data_path, "--weights", "none"]
-                command += ["--image_size", "96", "--epochs", "10", "--batch_size", "32", "--lr", "2e-3", "--seed", seed]
+                command += ["--image_size", "96", "--epochs", "10", "--batch_size", "32", "--lr", "2e-3"]
+                command += ["--seed", seed]
                 printed([*command, *option.format(teacher).split(), "--checkpoints_path", Path(scratch, "pets")])
                 card = Path(scratch, "pets", "README.md").read_text()
             found.append([float(re.search(rf"- {name}: (\S+)", card)[1]) for name in ("accuracy", "f1")])

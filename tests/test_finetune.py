@@ -314,6 +314,21 @@ def test_a_teacher_is_asked_once_about_the_same_parts_of_each_photo(dataset, tin
     assert all(height * width / 48**2 > 0.34 and 0.7 < height / width < 1.4 for height, width in sizes)
 
 
+def test_the_loss_adds_the_divergence_from_the_teacher_and_the_features_feel_it():
+    torch.manual_seed(0)
+    network = finetune.build_model("mobilenet_v3_small", 3, "none").eval()  # no dropout, so that a step repeats
+    student = finetune.trainable(network, None, label_smoothing=0.0, mix=False, ema_decay=0.0, teacher_classes=7)
+    pixels, labels, teacher = torch.randn(4, 3, 48, 48), torch.tensor([0, 1, 2, 0]), 3 * torch.randn(4, 7)
+    features = student.network.features(pixels).mean((2, 3))
+    divergence = (teacher.softmax(1) * (teacher.log_softmax(1) - student.imitation(features).log_softmax(1))).sum(1)
+    plain, taught = student(pixels, labels), student(pixels, labels, teacher)
+    assert torch.allclose(taught["loss"] - plain["loss"], finetune.TEACHER_WEIGHT * divergence.mean(), atol=1e-5)
+    assert taught["logits"].shape == (4, 3)
+    taught["loss"].backward()
+    alone = torch.autograd.grad(plain["loss"], student.network.features[0][0].weight)[0]
+    assert not torch.allclose(student.network.features[0][0].weight.grad, alone, atol=0)
+
+
 def test_a_mixed_batch_says_what_it_is_made_of():
     torch.manual_seed(0)
     plain = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, 8, 8)

@@ -179,8 +179,10 @@ from datasets import load_from_disk
 from torchvision.transforms import v2
 part = load_from_disk(sys.argv[2])["train"]
 part = part.select(range(min(len(part), 1600)))
-change = v2.Compose([v2.RandomResizedCrop(160), v2.RandomHorizontalFlip(), v2.ToImage(),
-    v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+sys.path.insert(0, sys.argv[1])
+import finetune
+change = v2.Compose([finetune.augmentation(160, 0.4), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+    v2.Normalize(finetune.MEAN, finetune.STD)])
 changed = part.with_transform(
     lambda rows: {"pixel_values": [change(image.convert("RGB")) for image in rows["image"]], "labels": rows["label"]})
 class Plain(torch.nn.Module):

@@ -799,7 +799,7 @@ def finetune(
             architecture=model_name,
             size=image_size,
             data_name=Path(data_path).name,
-            start=START.get(weights, f"from the weights in {Path(weights).name}")
+            start=START.get(weights, f"from the weights in {weights}")
             + (f" and with {Path(teacher).name} as its teacher" if teacher else ""),
             monitor=monitor_metric_name,
             best=best_epoch(trainer.state.log_history, monitor_metric_name),

@@ -12,7 +12,6 @@ transformers loads. A private one needs HF_TOKEN or `hf auth login`. From anothe
 """
 
 import base64
-import functools
 import io
 import json
 import os
@@ -20,6 +19,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,30 +28,42 @@ import numpy as np
 from gradio.utils import get_upload_folder
 from PIL import Image, ImageOps
 
+try:
+    import spaces  # Hugging Face's, on its own machines; before torch, as it says
+except ImportError:
+    spaces = None
+
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 MODELS = {
     "mobilenet": os.environ.get("MOBILENET_MODEL") or str(EXAMPLES / "mobilenet_v3_small"),
     "vit": os.environ.get("VIT_MODEL") or "google/vit-base-patch16-224",
 }
 PET_LABELS = ["Cat", "Dog", "Neither"]
+UNSURE = (
+    "Not sure"  # the answer of a model that has no "Neither", where it is less sure than it is of photos like its own
+)
 # The ImageNet-1k indices of the 5 domestic cats (tabby to Egyptian cat) and the 118 dog breeds (Chihuahua to Mexican
 # hairless). Names would not do: catamaran and bullfrog are no pets, and 105 breeds do not say "dog".
 CATS, DOGS = slice(281, 286), slice(151, 269)
 # Pillow's other formats are rarely looked after; JPEG includes MPO.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 89_000_000  # above it a small file can fill the memory; Pillow's own warning starts just above
+ENOUGH = (
+    448  # pixels of a photo's shorter side: twice what the models look at, so that larger ones may be reduced first
+)
 MAX_FILES = 200
 BATCH_SIZE = 16
+REMEMBERED = 1000  # answers, so that the same photo need not be looked at again
 HOUR = 3600
 
 INTRODUCTION = "# Cat, dog or neither?\nDrop a photo of a cat, a dog, or something else. The answer comes at once."
-NOTES = f"""`mobilenet` is {Path(MODELS["mobilenet"]).name}, `vit` is {Path(MODELS["vit"]).name}. A model that knows the 1000
-classes of ImageNet answers with the sums of its 5 cats, its 118 dogs and all the rest. Do not rely on either for drawings,
-wolves, or several animals in one photo. Photos are deleted from the server after two hours at most."""
+NOTES = """A model that knows the 1000 classes of ImageNet answers with the sums of its 5 cats, its 118 dogs and all the
+rest. Do not rely on either for drawings, wolves, or several animals in one photo. Photos are deleted from the server after
+two hours at most."""
 
 
 def open_photo(file) -> Image.Image:
-    """Return the photo upright and in RGB, transparent parts white. finetune.py does the same.
+    """Return the photo upright and in RGB, transparent parts white, as in finetune.py; a large one reduced.
 
     Args:
         file: path or binary file.
@@ -69,7 +81,9 @@ def open_photo(file) -> Image.Image:
                 raise gr.Error(
                     f"The photo has more than {MAX_PIXELS // 1_000_000} million pixels.", print_exception=False
                 )
-            return rgb(image)
+            image.draft("RGB", (ENOUGH, ENOUGH))  # a JPEG file can be decoded at a half, a quarter or an eighth
+            photo = rgb(image)
+            return photo.reduce(max(1, min(photo.size) // ENOUGH))
     except gr.Error:
         raise
     except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything for a damaged file
@@ -82,6 +96,8 @@ def open_photo(file) -> Image.Image:
 def rgb(image: Image.Image) -> Image.Image:
     """Return a PIL photo upright and in RGB, transparent parts white."""
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = image.point(lambda grey: grey / 256)  # of 16 bits, which Pillow would cut off at 255
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -120,10 +136,12 @@ gr.Image.preprocess = lambda self, payload: sent_photo(payload)
 class Classifier:
     """A model that is ready to answer."""
 
+    name: str  # for people: the Hub id and revision, or the folder
     labels: list[str]
     processor: Callable  # a transformers image processor
     logits: Callable[[np.ndarray], np.ndarray]  # pixel values (N, 3, height, width) to logits (N, len(labels))
     temperature: float  # by which the logits are divided, so that the percentages mean something
+    unsure_below: float  # confidence below which the answer is UNSURE; 0: never
 
 
 def model_folder(source: str) -> Path:
@@ -203,23 +221,27 @@ def compiled(module, example: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
     module = module.eval()
     if torch.cuda.is_available():
-        module = module.half().cuda()
+        module = module.half()
 
         @torch.inference_mode()
         def on_cuda(pixel_values):
-            return module(torch.from_numpy(pixel_values).half().cuda()).float().cpu().numpy()
+            network = module.cuda()  # not before: on ZeroGPU there is a GPU only while `logits` runs
+            return network(torch.from_numpy(pixel_values).half().cuda()).float().cpu().numpy()
 
         return on_cuda
 
+    torch.set_num_threads(1)  # it only scales photos now; a second thread would wait for OpenVINO's more than it helps
     # Without this, converting a model reports the use to its vendor; openvino then takes its own stub.
     sys.modules.setdefault("openvino_telemetry", None)
     import openvino
+    from joblib import cpu_count
 
     with warnings.catch_warnings(action="ignore"):  # torch's, about the tracing that openvino does
         converted = openvino.convert_model(
             module, example_input=torch.from_numpy(example), input=[-1, *example.shape[1:]]
         )
-    network = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": cpu_count()}  # as a container allows
+    network = openvino.compile_model(converted, "CPU", options)
 
     def on_cpu(pixel_values):
         return network.create_infer_request().infer(pixel_values)[0]  # a request of its own, so that threads may call
@@ -230,9 +252,8 @@ def compiled(module, example: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 BUILDING = threading.Lock()  # neither transformers' lazy imports nor torch's tracing stand two threads at once
 
 
-@functools.cache
 def load_classifier(source: str) -> Classifier:
-    """Return the model, loaded once; a failure is not remembered, so the next call tries again.
+    """Return the model of a Hub id, `id@revision` or folder.
 
     Raises:
         OSError, ValueError: with the reason, if it cannot be had.
@@ -259,25 +280,39 @@ def build_classifier(folder: Path) -> Classifier:
         id2label = {int(index): label for index, label in config["id2label"].items()}
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     example = processor(Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"].numpy()
-    temperature = config.get("temperature", 1.0)
+    temperature, unsure_below = config.get("temperature", 1.0), config.get("unsure_below", 0.0)
     if not (isinstance(temperature, int | float) and 0 < temperature < float("inf")):
         raise ValueError("the temperature in its config.json is not a number above 0")
+    if not (isinstance(unsure_below, int | float) and 0 <= unsure_below <= 1):
+        raise ValueError("unsure_below in its config.json is not a number from 0 to 1")
     labels = [id2label[index] for index in range(len(id2label))]
-    return Classifier(labels, processor, compiled(module, example), temperature)
+    in_cache = folder.parent.name == "snapshots"  # of huggingface_hub, where folders are named by revision
+    name = (
+        f"{folder.parent.parent.name[8:].replace('--', '/')}, revision {folder.name[:7]}" if in_cache else folder.name
+    )
+    return Classifier(name, labels, processor, compiled(module, example), temperature, unsure_below)
 
 
-LOCKS = {name: threading.Lock() for name in MODELS}
+READY: dict[str, Classifier] = {}
+LOADING = {name: threading.Lock() for name in MODELS}
 
 
 def classifier(name: str) -> Classifier:
-    """Return the model of the dropdown; whoever asks while it is loading waits for the same one.
+    """Return the model of the dropdown, loaded once: whoever asks while it is loading is told, and waits for it.
+
+    A failure is not remembered, so the next call tries again.
 
     Raises:
         gr.Error: with one sentence, if it cannot be had.
     """
+    if name in READY:
+        return READY[name]
     try:
-        with LOCKS[name]:
-            return load_classifier(MODELS[name])
+        gr.Info(f"The model {name} is being loaded. The answer comes as soon as it is there.")
+        with LOADING[name]:
+            if name not in READY:
+                READY[name] = load_classifier(MODELS[name])
+            return READY[name]
     except Exception as error:  # noqa: BLE001 - whatever a stranger's repo does, the page and the other model go on
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         others = " or ".join(other for other in MODELS if other != name)
@@ -287,33 +322,59 @@ def classifier(name: str) -> Classifier:
         ) from error
 
 
+def logits(model: str, pixel_values: np.ndarray) -> np.ndarray:
+    """Return the logits, calibrated, of a model that is ready: the one function that needs a GPU, if there is one."""
+    return READY[model].logits(pixel_values) / READY[model].temperature
+
+
+if spaces:
+    logits = spaces.GPU(logits)  # has no effect but on ZeroGPU
+
+
 def pet_probabilities(probabilities: np.ndarray) -> np.ndarray:
     """Return cat, dog and neither, shape (N, 3), from probabilities of the 1000 ImageNet classes, shape (N, 1000)."""
     cats, dogs = probabilities[:, CATS].sum(1), probabilities[:, DOGS].sum(1)
     return np.stack([cats, dogs, np.clip(1 - cats - dogs, 0, 1)], axis=1)
 
 
-def answers(photos: list[Image.Image], model: str) -> list[dict[str, float]]:
-    """Return for each photo the probability of every label, which sum to 1.
+def answers(photos: list[Image.Image], model: str) -> list[tuple[dict[str, float], str]]:
+    """Return for each photo the probability of every label, which sum to 1, and the most likely of ImageNet's 1000 classes.
+
+    The latter is "" for a model that has other classes.
 
     Raises:
         gr.Error: if the model cannot be had.
     """
     ready = classifier(model)
-    logits = ready.logits(ready.processor(photos, return_tensors="pt")["pixel_values"].numpy()) / ready.temperature
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores = logits(model, ready.processor(photos, return_tensors="pt")["pixel_values"].numpy())
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
-    labels = ready.labels
+    labels, details = ready.labels, [""] * len(photos)
     if len(labels) == 1000:
+        details = [labels[index].partition(",")[0] for index in probabilities.argmax(axis=1)]
         labels, probabilities = PET_LABELS, pet_probabilities(probabilities)
-    return [dict(zip(labels, map(float, row), strict=True)) for row in probabilities]
+    elif ready.unsure_below and "Neither" not in labels:
+        unsure = 0.5 * (
+            probabilities.max(axis=1, keepdims=True) < ready.unsure_below
+        )  # half: more than any label keeps
+        labels, probabilities = [*labels, UNSURE], np.hstack([probabilities * (1 - unsure), unsure])
+    return [
+        (dict(zip(labels, map(float, row), strict=True)), detail)
+        for row, detail in zip(probabilities, details, strict=True)
+    ]
+
+
+@gr.cache(max_size=REMEMBERED)
+def answer(photo: Image.Image, model: str) -> tuple[dict[str, float], str]:
+    """Return `answers` of one photo, from memory if it was asked before."""
+    return answers([photo], model)[0]
 
 
 def predict(image: Image.Image | None, model: str) -> dict[str, float]:
     """Say whether a photo shows a cat, a dog or neither, with the probability of each."""
     if image is None:
         raise gr.Error("Send a photo.", print_exception=False)
-    return answers([image], model)[0]
+    return answer(image, model)[0]
 
 
 def predict_batch(files: list[str] | None, model: str, progress=gr.Progress()) -> list[list]:
@@ -322,16 +383,20 @@ def predict_batch(files: list[str] | None, model: str, progress=gr.Progress()) -
         raise gr.Error("Choose some photos.", print_exception=False)
     if len(files) > MAX_FILES:
         raise gr.Error(f"These are {len(files)} files; at most {MAX_FILES} go at a time.", print_exception=False)
+    batches = [files[start : start + BATCH_SIZE] for start in range(0, len(files), BATCH_SIZE)]
     rows = []
-    for start in progress.tqdm(range(0, len(files), BATCH_SIZE), unit="batches"):
-        some = files[start : start + BATCH_SIZE]
-        opened = [photo_or_reason(file) for file in some]
-        photos = [photo for photo in opened if not isinstance(photo, str)]
-        found = iter(answers(photos, model) if photos else [])
-        for file, photo in zip(some, opened, strict=True):
-            answer = {"": None} if isinstance(photo, str) else next(found)
-            label = max(answer, key=answer.get)
-            rows.append([Path(file).name, label, answer[label], photo if isinstance(photo, str) else ""])
+    with ThreadPoolExecutor(2) as pool:
+        opening = pool.map(photo_or_reason, batches[0])
+        for number, some in enumerate(progress.tqdm(batches, unit="batches")):
+            opened = list(opening)
+            if number + 1 < len(batches):  # the next ones are decoded while these are looked at
+                opening = pool.map(photo_or_reason, batches[number + 1])
+            photos = [photo for photo in opened if not isinstance(photo, str)]
+            found = iter(answers(photos, model) if photos else [])
+            for file, photo in zip(some, opened, strict=True):
+                probabilities, note = ({"": None}, photo) if isinstance(photo, str) else next(found)
+                label = max(probabilities, key=probabilities.get)
+                rows.append([Path(file).name, label, probabilities[label], note])
     return rows
 
 
@@ -343,9 +408,20 @@ def photo_or_reason(file: str) -> Image.Image | str:
         return error.message
 
 
-def page_answer(photo: Image.Image | None, model: str) -> dict[str, float] | None:
-    """Return `predict` for the page, where an empty photo box is no mistake."""
-    return None if photo is None else predict(photo, model)
+def page_answer(photo: Image.Image | None, model: str) -> tuple[dict[str, float] | None, str]:
+    """Return `answer` for the page, where an empty photo box is no mistake."""
+    if photo is None:
+        return None, ""
+    probabilities, detail = answer(photo, model)
+    return probabilities, detail and f"Of ImageNet's 1000 classes it looks most like: {detail}."
+
+
+def models_in_use() -> str:
+    """Return in words which model and revision each choice of the dropdown is."""
+    return "\n".join(
+        f"- `{name}` is {READY[name].name if name in READY else f'{Path(source).name}, which is not loaded yet'}."
+        for name, source in MODELS.items()
+    )
 
 
 with gr.Blocks(title="Cat, dog or neither?", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as demo:
@@ -354,7 +430,9 @@ with gr.Blocks(title="Cat, dog or neither?", analytics_enabled=False, delete_cac
     with gr.Tab("One photo"):
         with gr.Row():
             photo = gr.Image(label="Photo", sources=["upload", "webcam", "clipboard"], height=360)
-            answer = gr.Label(label="Answer")
+            with gr.Column():
+                label = gr.Label(label="Answer")
+                detail = gr.Markdown()
         gr.Examples(
             [str(file) for file in sorted(EXAMPLES.glob("*.jpg"))], photo, label="Photos to try", cache_examples=False
         )
@@ -368,10 +446,12 @@ with gr.Blocks(title="Cat, dog or neither?", analytics_enabled=False, delete_cac
             label="Answers",
             interactive=False,
         )
+    models = gr.Markdown()
     gr.Markdown(NOTES)
 
-    gr.on([photo.change, model.change], page_answer, [photo, model], answer, api_visibility="private")
-    api_only.click(predict, [photo, model], answer, api_name="predict")
+    demo.load(models_in_use, None, models, api_visibility="private")
+    gr.on([photo.change, model.change], page_answer, [photo, model], [label, detail], api_visibility="private")
+    api_only.click(predict, [photo, model], label, api_name="predict")
     classify.click(predict_batch, [files, model], table, api_name="predict_batch")
 
 

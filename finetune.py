@@ -161,6 +161,8 @@ def rgb(image):
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = image.point(lambda grey: grey / 256)  # of 16 bits, which Pillow would cut off at 255
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -537,6 +539,15 @@ def best_temperature(logits, labels) -> float:
     )
 
 
+def unsure_below(logits, labels, temperature: float) -> float:
+    """Return the confidence that 95 % of the photos which are answered right have at least; 0 if none is."""
+    import numpy as np
+
+    certain = probabilities(logits, temperature)
+    right = certain.argmax(1) == labels
+    return float(np.quantile(certain.max(1)[right], 0.05)) if right.any() else 0.0
+
+
 def calibration(logits, labels, temperature: float) -> tuple[list, float]:
     """Return (share of photos, mean confidence, share answered right) of each bin, and the expected calibration error."""
     import numpy as np
@@ -791,7 +802,9 @@ def finetune(
         temperature = best_temperature(tuning.predictions, tuning.label_ids)
         scratch = unfinished / "result"
         shutil.rmtree(scratch, ignore_errors=True)
-        write_checkpoint(str(scratch), model, model_name, names, processor, temperature)
+        threshold = unsure_below(tuning.predictions, tuning.label_ids, temperature)
+        calibrated = {"temperature": temperature, "unsure_below": threshold}
+        write_checkpoint(str(scratch), model, model_name, names, processor, **calibrated)
         draw_pictures(str(scratch), trainer.state.log_history, prediction, splits["test"], names, temperature)
         card = model_card(
             splits,
@@ -884,8 +897,12 @@ def last_epoch(unfinished: Path) -> str | None:
     return str(max(folders, key=lambda folder: int(folder.name.split("-")[1]))) if folders else None
 
 
-def write_checkpoint(folder: str, model, model_name: str, names: list[str], processor, temperature: float) -> None:
-    """Write weights, config and preprocessing to a new folder."""
+def write_checkpoint(folder: str, model, model_name: str, names: list[str], processor, **calibrated: float) -> None:
+    """Write weights, config and preprocessing to a new folder.
+
+    Args:
+        calibrated: what the config also holds: temperature, unsure_below.
+    """
     from safetensors.torch import save
 
     Path(folder).mkdir()
@@ -895,7 +912,7 @@ def write_checkpoint(folder: str, model, model_name: str, names: list[str], proc
         "architecture": model_name,
         "id2label": dict(enumerate(names)),
         "label2id": {name: index for index, name in enumerate(names)},
-        "temperature": temperature,
+        **calibrated,
     }
     Path(folder, "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     processor.save_pretrained(folder)

@@ -235,6 +235,8 @@ def inspected(photo: Photo, image_folder: Path, copies: Path, image_size: int | 
             turned = image.getexif().get(0x0112, 1) != 1
             image.load()  # verify() would accept a JPEG that is cut off in the middle
             upright = ImageOps.exif_transpose(image) if turned else image
+            if upright.mode.startswith("I"):
+                upright = upright.point(lambda grey: grey / 256)  # of 16 bits, which Pillow would cut off at 255
             plain = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
             pixels = hashlib.sha256(repr((plain.mode, plain.size)).encode() + plain.tobytes()).digest()
             # First to four times what the hash needs: it is quicker, and equals that of a copy of another size better.

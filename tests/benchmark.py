@@ -3,13 +3,16 @@
     python tests/benchmark.py prep --image_path images --label_path labels.csv
     python tests/benchmark.py train --data_path dataset
     python tests/benchmark.py options --data_path dataset --teacher efficientnet_lite0
+    python tests/benchmark.py serve --image_path full_size
     python tests/benchmark.py accuracy --image_path images --label_path labels.csv
 
 Each prints tables on stdout, timings with their ratios against the alternative in the same run.
 """
 
 import argparse
+import contextlib
 import csv
+import json
 import os
 import re
 import shutil
@@ -232,6 +235,155 @@ def options(data_path: Path, teacher: str) -> None:
     table(("option", "seed 1: accuracy, F1", "seed 2", "seed 3", "mean"), rows)
 
 
+ENGINE = """
+import glob, io, json, os, statistics, sys, time, warnings
+warnings.filterwarnings("ignore")
+root, folder, kind, cores = *sys.argv[1:4], int(sys.argv[4])
+files = sys.argv[5:]
+os.environ.update({"MOBILENET_MODEL": folder, "GRADIO_TEMP_DIR": os.path.dirname(files[0])})
+sys.path.insert(0, root)
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from PIL import Image
+photos = [open(file, "rb").read() for file in files]
+
+def resized(data, size):
+    image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data).convert("RGB")
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), np.float32).transpose(2, 0, 1)[None] / 255
+
+def ms(function, inputs):
+    function(inputs[0])
+    times = []
+    for data in inputs:
+        start = time.perf_counter()
+        function(data)
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+if kind == "pipeline":
+    import transformers
+    ask = transformers.pipeline("image-classification", model=folder)
+    found = {"transformers.pipeline": ms(lambda data: ask(Image.open(io.BytesIO(data))), photos)}
+else:
+    import app
+    ready = app.classifier("mobilenet")
+    size = ready.processor([Image.new("RGB", (9, 9))], return_tensors="pt")["pixel_values"].shape[-1]
+    found = {
+        "app.py": ms(lambda data: app.predict(app.open_photo(io.BytesIO(data)), "mobilenet"), photos),
+        "decode, resize, compiled forward": ms(lambda data: ready.logits(resized(data, size)), photos),
+    }
+    if kind == "batch":
+        start = time.perf_counter()
+        app.predict_batch(files, "mobilenet")
+        found["batch"] = len(files) / (time.perf_counter() - start)
+        with ThreadPoolExecutor(cores) as pool:
+            start = time.perf_counter()
+            list(pool.map(lambda file: resized(file, size), files))
+            found["decode, resize"] = len(files) / (time.perf_counter() - start)
+print("found", json.dumps(found))
+"""
+
+CONSTANT_APP = """
+import gradio as gr
+def predict(image, model):
+    return {"Cat": 0.5, "Dog": 0.3, "Neither": 0.2}
+with gr.Blocks(analytics_enabled=False) as demo:
+    photo, model, label = gr.Image(type="pil"), gr.Dropdown(["mobilenet", "vit"], value="mobilenet"), gr.Label()
+    gr.Button().click(predict, [photo, model], label, api_name="predict")
+demo.launch()
+"""
+
+
+def serve(image_path: Path) -> None:
+    """One photo, many, over HTTP, start and memory of app.py against the usual ways; the folder needs 200 photos."""
+    from transformers import (
+        TimmWrapperConfig,
+        TimmWrapperForImageClassification,
+        ViTConfig,
+        ViTForImageClassification,
+        ViTImageProcessor,
+    )
+
+    photos = sorted(file for file in image_path.rglob("*") if file.suffix == ".jpg")[:200]
+    with tempfile.TemporaryDirectory() as scratch:
+        vit, mobilenet = Path(scratch, "vit-base"), Path(scratch, "timm-mobilenetv3-small")
+        ViTForImageClassification(ViTConfig(num_labels=1000)).save_pretrained(vit)
+        ViTImageProcessor().save_pretrained(vit)
+        sizes = {"input_size": [3, 224, 224], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+        config = TimmWrapperConfig(architecture="mobilenetv3_small_100", num_labels=1000, pretrained_cfg=sizes)
+        TimmWrapperForImageClassification(config).save_pretrained(mobilenet)
+
+        def engine(kind: str, folder: Path, files: list[Path]) -> dict[str, float]:
+            command = [sys.executable, "-c", ENGINE, ROOT, folder, kind, os.cpu_count(), *files]
+            return json.loads(printed(command).split("found ")[1])
+
+        rows = []
+        for name, folder, number in (("ViT-B/16", vit, 30), ("MobileNetV3-small", mobilenet, 200)):
+            found = {**engine("app", folder, photos[:number]), **engine("pipeline", folder, photos[:number])}
+            rows += [(name, what, f"{time:.1f}", f"{time / found['app.py']:.2f}") for what, time in found.items()]
+        table(("model, random weights", "from bytes to scores", "ms, median", "against app.py"), rows)
+        print()
+        found = engine("batch", ROOT / "examples" / "mobilenet_v3_small", photos)
+        rows = [
+            (what, f"{found[what]:.0f}", f"{found['batch'] / found[what]:.2f}") for what in ("batch", "decode, resize")
+        ]
+        table((f"{len(photos)} photos at once", "photos/s", "batch against it"), rows)
+        print()
+        constant = Path(scratch, "constant")
+        constant.mkdir()
+        (constant / "app.py").write_text(CONSTANT_APP)
+        measures = {
+            "app.py, one model": over_http(photos, ROOT, VIT_MODEL="nowhere"),
+            "app.py, both models": over_http(photos, ROOT, VIT_MODEL=str(vit)),
+            "constant answer": over_http(photos, constant),
+        }
+    other = measures["constant answer"]
+    rows = [
+        (what, *(f"{one:.4g} ({one / two:.2f})" for one, two in zip(found, other, strict=True)))
+        for what, found in measures.items()
+    ]
+    table(
+        ("(against the constant)", "ms, median", "requests/s, 8 callers", "s to page", "s to answer", "peak MB"), rows
+    )
+
+
+def over_http(photos: list[Path], folder: Path, **environment) -> tuple[float, ...]:
+    """Return ms of a call, requests/s of 8 callers, s from the start to the page and to an answer, peak MB of an app."""
+    from concurrent.futures import ThreadPoolExecutor
+    from statistics import median
+
+    from conftest import running_app
+    from gradio_client import Client, handle_file
+
+    start = time.perf_counter()
+    with running_app(folder, HF_HUB_OFFLINE="1", **environment) as url:
+        page = time.perf_counter() - start
+        client = Client(url, verbose=False)
+
+        def call(photo: Path) -> float:
+            start = time.perf_counter()
+            client.predict(handle_file(photo), "mobilenet", api_name="/predict")
+            return time.perf_counter() - start
+
+        call(ROOT / "examples" / "cat-chelsea.jpg")
+        answer = time.perf_counter() - start
+        if environment.get("VIT_MODEL", "nowhere") != "nowhere":
+            client.predict(handle_file(photos[0]), "vit", api_name="/predict")
+        half = len(photos) // 2
+        latency = median(call(photo) for photo in photos[:half])
+        with ThreadPoolExecutor(8) as pool:
+            start = time.perf_counter()
+            list(pool.map(call, photos[half:]))
+            rate = (len(photos) - half) / (time.perf_counter() - start)
+        port = url.rsplit(":", 1)[1]
+        peak = 0.0
+        for status in Path("/proc").glob("[0-9]*/status"):
+            with contextlib.suppress(OSError):
+                if f"GRADIO_SERVER_PORT={port}".encode() in (status.parent / "environ").read_bytes():
+                    peak = max(peak, int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e6)
+        return 1000 * latency, rate, page, answer, peak
+
+
 def accuracy(image_path: Path, label_path: Path) -> None:
     """What the running app answers, by both models: accuracy, recall of each label, expected calibration error."""
     import numpy as np
@@ -270,6 +422,9 @@ def main() -> None:
         command.add_argument("--image_path", type=Path, required=True)
         command.add_argument("--label_path", type=Path, required=True, help="CSV with columns image_name and label")
         command.set_defaults(job=job)
+    command = commands.add_parser("serve", help=serve.__doc__)
+    command.add_argument("--image_path", type=Path, required=True, help="folder of JPEG photos, as users have them")
+    command.set_defaults(job=serve)
     for job in (train, options):
         command = commands.add_parser(job.__name__, help=job.__doc__)
         command.add_argument("--data_path", type=Path, required=True, help="dataset that prep.py made")

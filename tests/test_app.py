@@ -1,6 +1,7 @@
 """The app's API, as scripts meet it, and the reading of ImageNet models."""
 
 import base64
+import io
 import json
 import urllib.request
 
@@ -9,8 +10,10 @@ import pytest
 from conftest import ROOT, running_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 
 import app
+import finetune
 
 EXAMPLES = {file.name: file.name.split("-")[0].title() for file in sorted(app.EXAMPLES.glob("*.jpg"))}
 
@@ -84,6 +87,47 @@ def test_batch_answers_every_file_in_order_and_a_broken_one_with_its_reason(clie
         assert ("cannot be read" in note and confidence is None) if file == "broken.jpg" else 1 / 3 <= confidence <= 1
 
 
+def forms_of(photo: Image.Image):
+    """Yield (name, file, plain photo that has to be answered equally) for the ways in which a photo may be stored."""
+
+    def stored(image: Image.Image, image_format: str, **options) -> io.BytesIO:
+        file = io.BytesIO()
+        image.save(file, image_format, **options)
+        return file
+
+    turns = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90", "TRANSVERSE", "ROTATE_270")
+    for orientation, turn in enumerate(turns, start=2):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        yield turn, stored(photo.transpose(Image.Transpose[turn]), "JPEG", quality=98, exif=exif), photo
+    half = Image.new("L", photo.size, 255)
+    half.paste(0, (0, 0, photo.width // 4, photo.height))
+    over_white = Image.composite(photo, Image.new("RGB", photo.size, "white"), half)
+    see_through = photo.copy()
+    see_through.putalpha(half)
+    grey = photo.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    few = photo.quantize(256)
+    yield "RGBA", stored(see_through, "PNG"), over_white
+    yield "WebP with transparency", stored(see_through, "WEBP", lossless=True), over_white
+    yield "grey", stored(grey, "PNG"), grey.convert("RGB")
+    yield "grey and alpha", stored(grey.convert("LA"), "PNG"), grey.convert("RGB")
+    yield "16 bits, PNG", stored(deep, "PNG"), grey.convert("RGB")
+    yield "16 bits, TIFF", stored(deep, "TIFF"), grey.convert("RGB")
+    yield "CMYK", stored(photo.convert("CMYK"), "JPEG", quality=98), photo
+    yield "palette", stored(few, "PNG"), few.convert("RGB")
+    yield "animated", stored(few, "GIF", save_all=True, append_images=[Image.new("P", photo.size)]), few.convert("RGB")
+    yield "large JPEG", stored(photo.resize((4000, 3200)), "JPEG"), photo
+    yield "large PNG", stored(photo.resize((1500, 1200)), "PNG", compress_level=1), photo
+
+
+def test_however_a_photo_is_stored_it_gets_the_answer_of_the_plain_one():
+    photo = Image.open(app.EXAMPLES / "cat-chelsea.jpg").convert("RGB").resize((420, 336))
+    for name, file, plain in forms_of(photo):
+        got, expected = app.predict(app.open_photo(file), "mobilenet"), app.predict(plain, "mobilenet")
+        assert max(abs(got[label] - expected[label]) for label in got) < 0.02, name
+
+
 def test_an_imagenet_model_answers_cat_dog_neither(tiny_vit):
     with running_app(VIT_MODEL=str(tiny_vit)) as url:
         client = Client(url, verbose=False)
@@ -93,6 +137,45 @@ def test_an_imagenet_model_answers_cat_dog_neither(tiny_vit):
     assert confidences["Cat"] == pytest.approx(0.005, abs=0.002)
     assert confidences["Dog"] == pytest.approx(0.118, abs=0.02)
     assert confidences["Neither"] == pytest.approx(0.877, abs=0.02)
+
+
+def test_an_answer_from_memory_is_that_of_the_same_model(tiny_vit, monkeypatch):
+    monkeypatch.setitem(app.MODELS, "vit", str(tiny_vit))
+    monkeypatch.delitem(app.READY, "vit", raising=False)
+    photo = app.open_photo(app.EXAMPLES / "cat-chelsea.jpg")
+    fresh = {model: app.answers([photo], model)[0] for model in ("vit", "mobilenet")}
+    for _ in range(2):
+        assert {model: app.answer(photo, model) for model in fresh} == fresh
+    monkeypatch.delitem(app.READY, "vit")
+    assert fresh["vit"][0] != fresh["mobilenet"][0] and fresh["vit"][1] and not fresh["mobilenet"][1]
+
+
+def test_the_compiled_model_gives_torchs_probabilities():
+    import torch
+
+    photos = [app.open_photo(app.EXAMPLES / name) for name in EXAMPLES]
+    served = app.classifier("mobilenet")
+    folder = app.EXAMPLES / "mobilenet_v3_small"
+    module = app.torchvision_module(folder, json.loads((folder / "config.json").read_text())).eval()
+    with torch.inference_mode():
+        logits = module(served.processor(photos, return_tensors="pt")["pixel_values"]) / served.temperature
+    found = [list(probabilities.values()) for probabilities, _ in app.answers(photos, "mobilenet")]
+    assert np.abs(logits.softmax(1).numpy() - found).max() < 1e-3
+
+
+def test_a_model_of_two_labels_is_not_sure_below_its_own_threshold(tmp_path, monkeypatch):
+    photo = app.open_photo(app.EXAMPLES / "cat-chelsea.jpg")
+    found = {}
+    for threshold in (0.0, 0.999):
+        folder = str(tmp_path / f"below-{threshold}")
+        model = finetune.build_model("mobilenet_v3_small", 2, "none")
+        processor, calibrated = finetune.image_processor(48), {"temperature": 1.0, "unsure_below": threshold}
+        finetune.write_checkpoint(folder, model, "mobilenet_v3_small", ["Cat", "Dog"], processor, **calibrated)
+        monkeypatch.setitem(app.READY, "vit", app.load_classifier(folder))
+        found[threshold] = app.answers([photo], "vit")[0][0]
+        assert sum(found[threshold].values()) == pytest.approx(1)
+    assert list(found[0.0]) == ["Cat", "Dog"]
+    assert max(found[0.999], key=found[0.999].get) == "Not sure"
 
 
 def test_the_imagenet_classes_are_read_by_index():

@@ -329,6 +329,14 @@ def test_the_loss_adds_the_divergence_from_the_teacher_and_the_features_feel_it(
     assert not torch.allclose(student.network.features[0][0].weight.grad, alone, atol=0)
 
 
+def test_nineteen_of_twenty_right_answers_are_not_below_the_threshold():
+    logits = np.stack([np.linspace(0.1, 5, 100), np.zeros(100)], 1)
+    certain = finetune.probabilities(logits, 2.0)[:, 0]
+    threshold = finetune.unsure_below(logits, np.zeros(100, int), 2.0)
+    assert (certain >= threshold).mean() == 0.95
+    assert finetune.unsure_below(logits, np.ones(100, int), 2.0) == 0
+
+
 def test_a_mixed_batch_says_what_it_is_made_of():
     torch.manual_seed(0)
     plain = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, 8, 8)

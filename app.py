@@ -450,7 +450,10 @@ with gr.Blocks(title="Cat, dog or neither?", analytics_enabled=False, delete_cac
     gr.Markdown(NOTES)
 
     demo.load(models_in_use, None, models, api_visibility="private")
-    gr.on([photo.change, model.change], page_answer, [photo, model], [label, detail], api_visibility="private")
+    answered = gr.on(
+        [photo.change, model.change], page_answer, [photo, model], [label, detail], api_visibility="private"
+    )
+    answered.success(models_in_use, None, models, api_visibility="private")
     api_only.click(predict, [photo, model], label, api_name="predict")
     classify.click(predict_batch, [files, model], table, api_name="predict_batch")
 

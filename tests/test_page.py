@@ -1,6 +1,7 @@
 """The page in a real browser."""
 
 import pytest
+from conftest import running_app
 from playwright.sync_api import expect
 
 import app
@@ -28,6 +29,23 @@ def test_an_uploaded_photo_is_answered_without_a_button_and_fits_the_screen(page
         page.get_by_role("button", name="Remove Image").first.click()
         expect(answer(page)).to_have_count(0)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_the_page_says_which_model_answers(page):
+    page.locator("input[type=file]").first.set_input_files(app.EXAMPLES / "cat-profile.jpg")
+    expect(page.get_by_text("mobilenet is mobilenet_v3_small.")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("vit is vit-base-patch16-224, which is not loaded yet.")).to_be_visible()
+
+
+def test_the_page_says_what_an_imagenet_model_sees(browser, tiny_vit):
+    with running_app(VIT_MODEL=str(tiny_vit)) as url:
+        page = browser.new_page()
+        page.goto(url)
+        page.get_by_label("Model").click()
+        page.get_by_role("option", name="vit").click()
+        page.locator("input[type=file]").first.set_input_files(app.EXAMPLES / "cat-profile.jpg")
+        expect(page.get_by_text("Of ImageNet's 1000 classes it looks most like")).to_be_visible(timeout=60_000)
+        page.close()
 
 
 def test_a_dropped_photo_is_answered(page):

@@ -213,18 +213,18 @@ def train(data_path: Path) -> None:
     table(("what", "photos/s", "finetune.py against it"), rows)
 
 
-OPTIONS = ("", "--mix", "--label_smoothing 0.1", "--ema_decay 0.99", "--class_weights none", "--teacher {}")
+OPTIONS = ("", "--teacher {}", "--mix", "--label_smoothing 0.1", "--ema_decay 0.99", "--class_weights none")
 
 
 def options(data_path: Path, teacher: str) -> None:
-    """Test accuracy and F1 with each option of the training, from scratch at 96 pixels, ten epochs, for three seeds."""
+    """Test accuracy and F1 with each option of the training, from scratch at 96 pixels, 20 epochs, for three seeds."""
     rows = []
     for option in OPTIONS:
         found = []
         for seed in ("1", "2", "3"):
             with tempfile.TemporaryDirectory() as scratch:
                 command = [sys.executable, ROOT / "finetune.py", "--data_path", data_path, "--weights", "none"]
-                command += ["--image_size", "96", "--epochs", "10", "--batch_size", "32", "--lr", "2e-3"]
+                command += ["--image_size", "96", "--epochs", "20", "--batch_size", "32", "--lr", "2e-3"]
                 command += ["--seed", seed]
                 printed([*command, *option.format(teacher).split(), "--checkpoints_path", Path(scratch, "pets")])
                 card = Path(scratch, "pets", "README.md").read_text()

@@ -230,7 +230,6 @@ def compiled(module, example: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
         return on_cuda
 
-    torch.set_num_threads(1)  # it only scales photos now; a second thread would wait for OpenVINO's more than it helps
     # Without this, converting a model reports the use to its vendor; openvino then takes its own stub.
     sys.modules.setdefault("openvino_telemetry", None)
     import openvino
@@ -460,6 +459,11 @@ with gr.Blocks(title="Cat, dog or neither?", analytics_enabled=False, delete_cac
 
 def load_all() -> None:
     """Load every model, one after the other, so that the first visitor need not wait for it."""
+    import torch
+
+    # It only scales photos beside OpenVINO, whose threads a second one would wait for. This counts for the whole process,
+    # so it is not for who imports this file.
+    torch.set_num_threads(1)
     for name in MODELS:
         try:
             classifier(name)

@@ -236,11 +236,12 @@ def options(data_path: Path, teacher: str) -> None:
 
 
 ENGINE = """
-import glob, io, json, os, statistics, sys, time, warnings
+import io, json, os, statistics, sys, time, warnings
 warnings.filterwarnings("ignore")
 root, folder, kind, cores = *sys.argv[1:4], int(sys.argv[4])
 files = sys.argv[5:]
-os.environ.update({"MOBILENET_MODEL": folder, "GRADIO_TEMP_DIR": os.path.dirname(files[0])})
+os.environ.update({"MOBILENET_MODEL": folder, "VIT_MODEL": "nowhere", "HF_HUB_OFFLINE": "1"})
+os.environ["GRADIO_TEMP_DIR"] = os.path.dirname(files[0])
 sys.path.insert(0, root)
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
@@ -266,7 +267,8 @@ if kind == "pipeline":
     found = {"transformers.pipeline": ms(lambda data: ask(Image.open(io.BytesIO(data))), photos)}
 else:
     import app
-    ready = app.classifier("mobilenet")
+    app.load_all()
+    ready = app.READY["mobilenet"]
     size = ready.processor([Image.new("RGB", (9, 9))], return_tensors="pt")["pixel_values"].shape[-1]
     found = {
         "app.py": ms(lambda data: app.predict(app.open_photo(io.BytesIO(data)), "mobilenet"), photos),

@@ -39,18 +39,15 @@ MODELS = {
     "vit": os.environ.get("VIT_MODEL") or "google/vit-base-patch16-224",
 }
 PET_LABELS = ["Cat", "Dog", "Neither"]
-UNSURE = (
-    "Not sure"  # the answer of a model that has no "Neither", where it is less sure than it is of photos like its own
-)
+# The answer of a model that has no "Neither", where it is less sure than it is of photos like its own.
+UNSURE = "Not sure"
 # The ImageNet-1k indices of the 5 domestic cats (tabby to Egyptian cat) and the 118 dog breeds (Chihuahua to Mexican
 # hairless). Names would not do: catamaran and bullfrog are no pets, and 105 breeds do not say "dog".
 CATS, DOGS = slice(281, 286), slice(151, 269)
 # Pillow's other formats are rarely looked after; JPEG includes MPO.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 89_000_000  # above it a small file can fill the memory; Pillow's own warning starts just above
-ENOUGH = (
-    448  # pixels of a photo's shorter side: twice what the models look at, so that larger ones may be reduced first
-)
+ENOUGH = 448  # pixels of a photo's shorter side, twice what the models look at; larger ones are reduced first
 MAX_FILES = 200
 BATCH_SIZE = 16
 REMEMBERED = 1000  # answers, so that the same photo need not be looked at again
@@ -258,11 +255,13 @@ def load_classifier(source: str) -> Classifier:
         OSError, ValueError: with the reason, if it cannot be had.
     """
     folder = model_folder(source)  # not under the lock: one model's download must not hold up the other
+    # huggingface_hub names the folder of a download by its revision.
+    name = folder.name if Path(source).is_dir() else f"{source.partition('@')[0]}, revision {folder.name[:7]}"
     with BUILDING:
-        return build_classifier(folder)
+        return build_classifier(folder, name)
 
 
-def build_classifier(folder: Path) -> Classifier:
+def build_classifier(folder: Path, name: str) -> Classifier:
     """Return the model of a folder, ready to answer.
 
     Raises:
@@ -285,10 +284,6 @@ def build_classifier(folder: Path) -> Classifier:
     if not (isinstance(unsure_below, int | float) and 0 <= unsure_below <= 1):
         raise ValueError("unsure_below in its config.json is not a number from 0 to 1")
     labels = [id2label[index] for index in range(len(id2label))]
-    in_cache = folder.parent.name == "snapshots"  # of huggingface_hub, where folders are named by revision
-    name = (
-        f"{folder.parent.parent.name[8:].replace('--', '/')}, revision {folder.name[:7]}" if in_cache else folder.name
-    )
     return Classifier(name, labels, processor, compiled(module, example), temperature, unsure_below)
 
 
@@ -322,7 +317,10 @@ def classifier(name: str) -> Classifier:
 
 
 def logits(model: str, pixel_values: np.ndarray) -> np.ndarray:
-    """Return the logits, calibrated, of a model that is ready: the one function that needs a GPU, if there is one."""
+    """Return the logits, calibrated, of a model that is ready: the one function that needs a GPU, if there is one.
+
+    It takes the model's name, as ZeroGPU hands the arguments to another process.
+    """
     return READY[model].logits(pixel_values) / READY[model].temperature
 
 
@@ -353,9 +351,7 @@ def answers(photos: list[Image.Image], model: str) -> list[tuple[dict[str, float
         details = [labels[index].partition(",")[0] for index in probabilities.argmax(axis=1)]
         labels, probabilities = PET_LABELS, pet_probabilities(probabilities)
     elif ready.unsure_below and "Neither" not in labels:
-        unsure = 0.5 * (
-            probabilities.max(axis=1, keepdims=True) < ready.unsure_below
-        )  # half: more than any label keeps
+        unsure = 0.5 * (probabilities.max(axis=1, keepdims=True) < ready.unsure_below)  # more than any label keeps
         labels, probabilities = [*labels, UNSURE], np.hstack([probabilities * (1 - unsure), unsure])
     return [
         (dict(zip(labels, map(float, row), strict=True)), detail)
@@ -386,10 +382,9 @@ def predict_batch(files: list[str] | None, model: str, progress=gr.Progress()) -
     rows = []
     with ThreadPoolExecutor(2) as pool:
         opening = pool.map(photo_or_reason, batches[0])
-        for number, some in enumerate(progress.tqdm(batches, unit="batches")):
+        for some, following in progress.tqdm(list(zip(batches, [*batches[1:], []], strict=True)), unit="batches"):
             opened = list(opening)
-            if number + 1 < len(batches):  # the next ones are decoded while these are looked at
-                opening = pool.map(photo_or_reason, batches[number + 1])
+            opening = pool.map(photo_or_reason, following)  # they are decoded while these are looked at
             photos = [photo for photo in opened if not isinstance(photo, str)]
             found = iter(answers(photos, model) if photos else [])
             for file, photo in zip(some, opened, strict=True):

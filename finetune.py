@@ -449,6 +449,7 @@ def trainable(model, weights, *, label_smoothing: float, mix: bool, ema_decay: f
             self.loss = torch.nn.CrossEntropyLoss(weights, label_smoothing=label_smoothing)
             self.imitation = torch.nn.Linear(channels, teacher_classes) if teacher_classes else None
             self.average = AveragedModel(model, avg_fn=moving_average).requires_grad_(False) if ema_decay else None
+            self.mixed_steps = 0.0  # share of the steps whose photos are mixed; `photos_by_epoch` sets it
 
         def forward(self, pixel_values, labels, teacher_logits=None):
             if self.training and self.average:
@@ -803,7 +804,7 @@ def finetune(
         scratch = unfinished / "result"
         shutil.rmtree(scratch, ignore_errors=True)
         threshold = unsure_below(tuning.predictions, tuning.label_ids, temperature)
-        calibrated = {"temperature": temperature, "unsure_below": threshold}
+        calibrated = {"temperature": temperature, "unsure_below": threshold}  # what the app needs beside the weights
         write_checkpoint(str(scratch), model, model_name, names, processor, **calibrated)
         draw_pictures(str(scratch), trainer.state.log_history, prediction, splits["test"], names, temperature)
         card = model_card(

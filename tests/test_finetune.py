@@ -220,7 +220,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(dataset, tmp_pat
     options = ["--epochs", "6", "--lr", "5e-3", "--monitor_metric_name", "loss"]
     finetuned(dataset, tmp_path / "whole", *options, "--resume")  # with nothing to go on with, it starts
     small = ["--weights", "none", "--image_size", "48", "--batch_size", "8", "--checkpoints_path", tmp_path / "cut"]
-    command = [*map(str, ("--data_path", dataset, *small, *options))]
+    command = ["--data_path", dataset, *small, *options]
     unfinished = tmp_path / ".cut.unfinished"
     steps = int(first_saved_epoch(command, unfinished).name.split("-")[1])
     half_saved = unfinished / f"checkpoint-{2 * steps}" / "trainer_state.json"  # as if killed while it wrote this

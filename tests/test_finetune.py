@@ -21,6 +21,7 @@ from conftest import hub_login, run, running_app
 from datasets import load_from_disk
 from gradio_client import Client, handle_file
 from PIL import Image
+from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
 from torchvision.transforms.functional import to_pil_image
 from transformers import AutoImageProcessor, ViTForImageClassification
@@ -476,7 +477,7 @@ def test_a_checkpoint_that_exists_is_replaced_only_on_demand(checkpoint, dataset
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 
 
-def test_push_makes_a_private_repo_with_one_commit_that_the_app_pulls_by_revision(dataset, hub, tmp_path):
+def test_push_makes_a_private_repo_with_one_commit_that_the_app_pulls_by_revision(dataset, hub, browser, tmp_path):
     login = hub_login(hub, tmp_path)
     options = ["--image_size", "48", "--checkpoints_path", tmp_path / "local", "--push_to_hub", "you/pets"]
     result = run("finetune.py", "--data_path", dataset, *SHORT, *options, **login)
@@ -487,9 +488,14 @@ def test_push_makes_a_private_repo_with_one_commit_that_the_app_pulls_by_revisio
     revision = re.search(r"revision (\w{40})", result.stdout)[1]
     photo = str(sorted(app.EXAMPLES.glob("*.jpg"))[0])
     answers = []
-    for source in (f"you/pets@{revision}", str(tmp_path / "local")):
+    names = {f"you/pets@{revision}": f"you/pets, revision {revision[:7]}", str(tmp_path / "local"): "local"}
+    for source, name in names.items():
         with running_app(MOBILENET_MODEL=source, **login) as url:
             answers.append(Client(url, verbose=False).predict(handle_file(photo), "mobilenet", api_name="/predict"))
+            page = browser.new_page()
+            page.goto(url)
+            expect(page.get_by_text(f"mobilenet is {name}.")).to_be_visible(timeout=60_000)
+            page.close()
     assert answers[0] == answers[1]
 
 

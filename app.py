@@ -12,15 +12,21 @@ transformers loads. A private one needs HF_TOKEN or `hf auth login`. From anothe
 """
 
 import base64
+import contextlib
+import hashlib
 import io
 import json
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import gradio as gr
@@ -41,6 +47,7 @@ MODELS = {
 PET_LABELS = ["Cat", "Dog", "Neither"]
 # The answer of a model that has no "Neither", where it is less sure than it is of photos like its own.
 UNSURE = "Not sure"
+IMAGENET = 1000  # classes; a model with as many is taken to know them, in the usual order
 # The ImageNet-1k indices of the 5 domestic cats (tabby to Egyptian cat) and the 118 dog breeds (Chihuahua to Mexican
 # hairless). Names would not do: catamaran and bullfrog are no pets, and 105 breeds do not say "dog".
 CATS, DOGS = slice(281, 286), slice(151, 269)
@@ -51,6 +58,7 @@ ENOUGH = 448  # pixels of a photo's shorter side, twice what the models look at;
 MAX_FILES = 200
 BATCH_SIZE = 16
 REMEMBERED = 1000  # answers, so that the same photo need not be looked at again
+CONVERTED = 4  # models that stay on disk as OpenVINO wants them, so that the next start is shorter
 HOUR = 3600
 
 INTRODUCTION = "# Cat, dog or neither?\nDrop a photo of a cat, a dog, or something else. The answer comes at once."
@@ -170,7 +178,6 @@ def torchvision_module(folder: Path, config: dict):
     Raises:
         ValueError: if the weights are not exactly those of the named architecture, or not finite.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     from torchvision import models
@@ -185,40 +192,87 @@ def torchvision_module(folder: Path, config: dict):
         raise ValueError("its model.safetensors is damaged") from error
     except RuntimeError as error:
         raise ValueError(f"its model.safetensors does not hold the tensors of a {architecture}") from error
-    if not all(torch.isfinite(tensor).all() for tensor in module.state_dict().values()):
-        raise ValueError("its weights are not finite numbers")
-    return module
+    return finite(module)
 
 
 def transformers_module(folder: Path):
-    """Return the image classifier as a module from pixel values to logits."""
+    """Return the image classifier as a module from pixel values to logits.
+
+    Raises:
+        OSError, ValueError: if the weights are not exactly those that its config.json asks for, or not finite.
+    """
     import torch
     from transformers import AutoModelForImageClassification
 
     class Logits(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.model = AutoModelForImageClassification.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            self.model, found = AutoModelForImageClassification.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
+            for problem in ("missing_keys", "unexpected_keys"):  # transformers would fill a missing head at random
+                if found[problem]:
+                    verb = "lack" if problem == "missing_keys" else "hold, though the model has none,"
+                    raise ValueError(f"its weights {verb} {min(found[problem])}")
 
         def forward(self, pixel_values):
             return self.model(pixel_values=pixel_values).logits
 
-    return Logits()
+    return finite(Logits())
 
 
-def compiled(module, example: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def finite(module):
+    """Return the module.
+
+    Raises:
+        ValueError: if one of its weights is not a finite number.
+    """
+    if not all(tensor.isfinite().all() for tensor in module.state_dict().values()):
+        raise ValueError("its weights are not finite numbers")
+    return module.eval()
+
+
+def conversion_folder(folder: Path, shape: tuple[int, ...]) -> Path:
+    """Return where the conversion of exactly these weights, by the installed versions, is kept."""
+    from huggingface_hub.constants import HF_ASSETS_CACHE
+
+    versions = [f"{package} {version(package)}" for package in ("openvino", "torch", "torchvision", "transformers")]
+    digest = hashlib.sha256(repr((versions, shape)).encode())
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return Path(HF_ASSETS_CACHE, "cat-dog-neither", digest.hexdigest()[:32])
+
+
+def converted(module, example: np.ndarray, kept: Path):
+    """Return the OpenVINO model of a torch module, and keep it in the folder `kept` for the next start if that can be."""
+    import openvino
+    import torch
+
+    with warnings.catch_warnings(action="ignore"):  # torch's, about the tracing that openvino does
+        model = openvino.convert_model(module, example_input=torch.from_numpy(example), input=[-1, *example.shape[1:]])
+    with contextlib.suppress(OSError, RuntimeError):  # of a disk that is full or may not be written
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+            openvino.save_model(model, Path(scratch, "new", "model.xml"), compress_to_fp16=False)
+            shutil.rmtree(kept, ignore_errors=True)  # damaged, or it would have been read
+            Path(scratch, "new").rename(kept)
+        for old in sorted(kept.parent.iterdir(), key=os.path.getmtime)[:-CONVERTED]:
+            shutil.rmtree(old)
+    return model
+
+
+def compiled(module: Callable, example: np.ndarray, kept: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function from pixel values to logits: in half precision on CUDA, else through OpenVINO on the CPU.
 
     Args:
+        module: returns the torch module; not called if its conversion is in the folder `kept`.
         example: pixel values (1, 3, height, width); the function takes any number of this size.
     """
     import torch
 
-    module = module.eval()
     if torch.cuda.is_available():
-        module = module.half()
+        module = module().half()
 
         @torch.inference_mode()
         def on_cuda(pixel_values):
@@ -232,12 +286,11 @@ def compiled(module, example: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     import openvino
     from joblib import cpu_count
 
-    with warnings.catch_warnings(action="ignore"):  # torch's, about the tracing that openvino does
-        converted = openvino.convert_model(
-            module, example_input=torch.from_numpy(example), input=[-1, *example.shape[1:]]
-        )
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": cpu_count()}  # as a container allows
-    network = openvino.compile_model(converted, "CPU", options)
+    try:
+        network = openvino.compile_model(kept / "model.xml", "CPU", options)
+    except RuntimeError:  # there is none, or it is damaged
+        network = openvino.compile_model(converted(module(), example, kept), "CPU", options)
 
     def on_cpu(pixel_values):
         return network.create_infer_request().infer(pixel_values)[0]  # a request of its own, so that threads may call
@@ -267,15 +320,27 @@ def build_classifier(folder: Path, name: str) -> Classifier:
     Raises:
         OSError, ValueError: with the reason, if the folder does not hold one.
     """
-    from transformers import AutoImageProcessor
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor
 
+    if not (folder / "config.json").is_file():
+        raise OSError("there is no config.json, so it is no model of finetune.py or transformers")
+    if not any(folder.glob("*.safetensors")):
+        raise OSError("it has no safetensors file; pickled weights, such as .bin and .pt files, are not loaded")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "model_type" in config:
-        module = transformers_module(folder)
-        id2label = module.model.config.id2label
-    else:
-        module = torchvision_module(folder, config)
+    if "architecture" in config and "model_type" not in config:
+        module = partial(torchvision_module, folder, config)
         id2label = {int(index): label for index, label in config["id2label"].items()}
+    elif config.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(
+            f"transformers has no model type {config.get('model_type')!r}, and code that comes with a model is not run"
+        )
+    else:
+        module = partial(transformers_module, folder)
+        id2label = AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label
+    if sorted(id2label) != list(range(len(id2label))):
+        raise ValueError("id2label in its config.json does not number the labels from 0 on")
+    if len(set(id2label.values())) < len(id2label) != IMAGENET:  # there, two are cranes
+        raise ValueError("id2label in its config.json gives two outputs the same label")
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     example = processor(Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"].numpy()
     temperature, unsure_below = config.get("temperature", 1.0), config.get("unsure_below", 0.0)
@@ -284,7 +349,8 @@ def build_classifier(folder: Path, name: str) -> Classifier:
     if not (isinstance(unsure_below, int | float) and 0 <= unsure_below <= 1):
         raise ValueError("unsure_below in its config.json is not a number from 0 to 1")
     labels = [id2label[index] for index in range(len(id2label))]
-    return Classifier(name, labels, processor, compiled(module, example), temperature, unsure_below)
+    network = compiled(module, example, conversion_folder(folder, example.shape))
+    return Classifier(name, labels, processor, network, temperature, unsure_below)
 
 
 READY: dict[str, Classifier] = {}
@@ -347,7 +413,7 @@ def answers(photos: list[Image.Image], model: str) -> list[tuple[dict[str, float
     exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
     labels, details = ready.labels, [""] * len(photos)
-    if len(labels) == 1000:
+    if len(labels) == IMAGENET:
         details = [labels[index].partition(",")[0] for index in probabilities.argmax(axis=1)]
         labels, probabilities = PET_LABELS, pet_probabilities(probabilities)
     elif ready.unsure_below and "Neither" not in labels:

@@ -3,8 +3,11 @@
 import base64
 import io
 import json
+import os
+import shutil
 import urllib.request
 
+import gradio as gr
 import numpy as np
 import pytest
 from conftest import ROOT, running_app
@@ -229,15 +232,81 @@ def test_a_model_that_transformers_loads_keeps_its_own_labels(tmp_path):
     assert app.load_classifier(str(tmp_path)).labels == ["wombat", "quokka"]
 
 
-def test_pickled_weights_are_refused(tiny_vit, tmp_path):
+def pickled(folder, config, weights):
     import torch
-    from safetensors.torch import load_file
 
-    for file in tiny_vit.glob("*.json"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    torch.save(load_file(tiny_vit / "model.safetensors"), tmp_path / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
-        app.load_classifier(str(tmp_path))
+    torch.save(weights, folder / "pytorch_model.bin")
+    weights.clear()
+
+
+def own_code(folder, config, weights):
+    config.update(model_type="mine", auto_map=dict.fromkeys(("AutoConfig", "AutoModel"), "code.Mine"))
+    (folder / "code.py").write_text("raise SystemExit('this code has run')")
+
+
+# What may be wrong with a model: the words of the answer, and what does it to folder, config and weights.
+FAULTS = {
+    "no safetensors file": pickled,
+    "'mine', and code": own_code,
+    "no config.json": lambda folder, config, weights: config.clear(),
+    "lack|tensors of a": lambda folder, config, weights: [weights.pop(n) for n in list(weights) if HEAD in n],
+    "hold": lambda folder, config, weights: weights.update(extra=weights[next(iter(weights))].clone()),
+    "not finite": lambda folder, config, weights: weights[next(n for n in weights if HEAD in n)].fill_(float("nan")),
+    "from 0 on": lambda folder, config, weights: config.update(
+        id2label={str(int(i) + 1): label for i, label in config["id2label"].items()}, label2id={}
+    ),
+}
+HEAD = "classifier"
+
+
+@pytest.mark.parametrize("words", FAULTS)
+@pytest.mark.parametrize("kind", ["ours", "transformers"])
+def test_a_model_with_a_fault_is_refused_in_one_sentence(kind, words, tiny_vit, tmp_path, monkeypatch):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree({"ours": app.EXAMPLES / "mobilenet_v3_small", "transformers": tiny_vit}[kind], tmp_path / "model")
+    folder = tmp_path / "model"
+    config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+    FAULTS[words](folder, config, weights)
+    if config:
+        (folder / "config.json").write_text(json.dumps(config))
+    if weights:
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    monkeypatch.setitem(app.MODELS, "vit", str(folder))
+    monkeypatch.delitem(app.READY, "vit", raising=False)
+    with pytest.raises(gr.Error, match=words) as error:
+        app.classifier("vit")
+    assert "\n" not in error.value.message and error.value.message.endswith("Choose mobilenet instead.")
+
+
+def test_a_conversion_is_read_at_the_next_start_if_weights_and_file_are_whole(tiny_vit, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    folder = shutil.copytree(tiny_vit, tmp_path / "model")
+    pixels = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
+    weights, kept = load_file(folder / "model.safetensors"), {}
+
+    def logits(bias: float) -> np.ndarray:
+        changed = {**weights, "classifier.bias": weights["classifier.bias"] + bias}
+        save_file(changed, folder / "model.safetensors", {"format": "pt"})
+        found = app.load_classifier(str(folder)).logits(pixels)
+        kept.setdefault(bias, max((tmp_path / "assets" / "cat-dog-neither").iterdir(), key=os.path.getmtime))
+        return found
+
+    plain = logits(0)
+    assert np.allclose(logits(1), plain + 1, atol=1e-3)  # other weights, another conversion
+    shutil.copytree(kept[1], kept[0], dirs_exist_ok=True)  # which shows that it is read
+    assert np.allclose(logits(0), plain + 1, atol=1e-3)
+    damaged = (kept[0] / "model.bin").read_bytes()[:1000]
+    (kept[0] / "model.bin").write_bytes(damaged)
+    assert np.allclose(logits(0), plain, atol=1e-3) and (kept[0] / "model.bin").read_bytes() != damaged
+    for bias in range(2, app.CONVERTED + 2):
+        logits(bias)
+    assert [folder.exists() for folder in kept.values()] == [False] * 2 + [True] * app.CONVERTED
 
 
 def test_the_api_names_its_parameters_as_documented(client):

@@ -279,6 +279,13 @@ else:
         start = time.perf_counter()
         app.predict_batch(files, "mobilenet")
         found["batch"] = len(files) / (time.perf_counter() - start)
+        single = lambda data: app.predict(app.open_photo(io.BytesIO(data)), "mobilenet")
+        app.answer = lambda photo, model: app.answers([photo], model)[0]  # each photo anew
+        found["a photo alone"] = ms(single, photos[:50])
+        with ThreadPoolExecutor(1) as pool:
+            batches = pool.submit(lambda: [app.predict_batch(files, "mobilenet") for _ in range(5)])
+            found["a photo while batches run"] = ms(single, photos[:50])
+            assert not batches.done()
         with ThreadPoolExecutor(cores) as pool:
             start = time.perf_counter()
             list(pool.map(lambda file: resized(file, size), files))
@@ -332,12 +339,17 @@ def serve(image_path: Path) -> None:
         ]
         table((f"{len(photos)} photos at once", "photos/s", "batch against it"), rows)
         print()
+        beside = [found[what] for what in ("a photo while batches run", "a photo alone")]
+        table(("a photo", "ms, median"), [("while batches run", f"{beside[0]:.1f}"), ("alone", f"{beside[1]:.1f}")])
+        print()
         constant = Path(scratch, "constant")
         constant.mkdir()
         (constant / "app.py").write_text(CONSTANT_APP)
+        empty = {"HF_ASSETS_CACHE": str(Path(scratch, "assets"))}
         measures = {
-            "app.py, one model": over_http(photos, ROOT, VIT_MODEL="nowhere"),
-            "app.py, both models": over_http(photos, ROOT, VIT_MODEL=str(vit)),
+            "app.py, one model, its first start": over_http(photos, ROOT, VIT_MODEL="nowhere", **empty),
+            "app.py, one model": over_http(photos, ROOT, VIT_MODEL="nowhere", **empty),
+            "app.py, both models": over_http(photos, ROOT, VIT_MODEL=str(vit), **empty),
             "constant answer": over_http(photos, constant),
         }
     other = measures["constant answer"]

@@ -1,5 +1,7 @@
 """The page in a real browser."""
 
+import socket
+
 import pytest
 from conftest import running_app
 from playwright.sync_api import expect
@@ -46,6 +48,19 @@ def test_the_page_says_what_an_imagenet_model_sees(browser, tiny_vit):
         page.locator("input[type=file]").first.set_input_files(app.EXAMPLES / "cat-profile.jpg")
         expect(page.get_by_text("Of ImageNet's 1000 classes it looks most like")).to_be_visible(timeout=60_000)
         page.close()
+
+
+def test_a_visitor_is_told_that_the_model_is_being_loaded(browser):
+    with socket.create_server(("127.0.0.1", 0)) as slow:  # a Hub that is never done
+        hub = f"http://127.0.0.1:{slow.getsockname()[1]}"
+        with running_app(VIT_MODEL="you/pets", HF_ENDPOINT=hub) as url:
+            page = browser.new_page()
+            page.goto(url)
+            page.get_by_label("Model").click()
+            page.get_by_role("option", name="vit").click()
+            page.locator("input[type=file]").first.set_input_files(app.EXAMPLES / "cat-profile.jpg")
+            expect(page.get_by_text("The model vit is being loaded.")).to_be_visible(timeout=60_000)
+            page.close()
 
 
 def test_a_dropped_photo_is_answered(page):

@@ -170,8 +170,7 @@ splits["train"] = part = splits["train"].select(range(min(len(splits["train"]), 
 splits["validation"], splits["test"] = (splits[name].select(range(64)) for name in ("validation", "test"))
 finetune.load_splits = lambda path: splits
 def photos_as_at_the_end(train, trained, size):
-    # the size of the last epochs, and of the others' photos here
-    train.part_of, train.recoloured = finetune.augmentation(160, 0.4)
+    train.transform = finetune.augmentation(160, 0.4)  # the size of the last epochs, and of the others' photos here
     return Report()
 finetune.photos_by_epoch = photos_as_at_the_end
 finetune.finetune(data_path=sys.argv[2], weights="none", epochs=2, checkpoints_path=sys.argv[3])
@@ -185,7 +184,7 @@ part = load_from_disk(sys.argv[2])["train"]
 part = part.select(range(min(len(part), 1600)))
 sys.path.insert(0, sys.argv[1])
 import finetune
-change = v2.Compose([*finetune.augmentation(160, 0.4), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+change = v2.Compose([finetune.augmentation(160, 0.4), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
     v2.Normalize(finetune.MEAN, finetune.STD)])
 changed = part.with_transform(
     lambda rows: {"pixel_values": [change(image.convert("RGB")) for image in rows["image"]], "labels": rows["label"]})

@@ -13,6 +13,7 @@ transformers loads. A private one needs HF_TOKEN or `hf auth login`. From anothe
 
 import base64
 import contextlib
+import csv
 import hashlib
 import io
 import json
@@ -21,6 +22,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -55,16 +57,79 @@ CATS, DOGS = slice(281, 286), slice(151, 269)
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 89_000_000  # above it a small file can fill the memory; Pillow's own warning starts just above
 ENOUGH = 448  # pixels of a photo's shorter side, twice what the models look at; larger ones are reduced first
-MAX_FILES = 200
+MAX_FILES = 500
 BATCH_SIZE = 16
 REMEMBERED = 1000  # answers, so that the same photo need not be looked at again
 CONVERTED = 4  # models that stay on disk as OpenVINO wants them, so that the next start is shorter
+THUMBNAIL = 160  # pixels
+CELLS = 6  # of a heatmap, in each direction
 HOUR = 3600
 
+# The photos of examples/ and what each shows.
+SHOWN = {
+    "cat-chelsea.jpg": "A cat, close up",
+    "cat-profile.jpg": "A cat from the side",
+    "dog-grey.jpg": "A grey dog",
+    "dog-porch.jpg": "A dog, a bicycle and a car",
+    "dog-red.jpg": "A red dog",
+    "neither-coffee.jpg": "Neither: a cup of coffee",
+}
 INTRODUCTION = "# Cat, dog or neither?\nDrop a photo of a cat, a dog, or something else. The answer comes at once."
-NOTES = """A model that knows the 1000 classes of ImageNet answers with the sums of its 5 cats, its 118 dogs and all the
-rest. Do not rely on either for drawings, wolves, or several animals in one photo. Photos are deleted from the server after
-two hours at most."""
+EMPTY = "No photo yet"
+HEADERS = ["file", "label", "confidence", "note"]
+SOURCES = ["upload", "webcam", "clipboard"]
+ABOUT = """## The models
+
+{models}
+
+A model that knows the 1000 classes of ImageNet, as the ViT does, answers with the sums of its 5 cats, its 118 dogs and
+all the rest.
+
+## What they cannot do
+
+Do not rely on either for drawings, wolves and foxes, or several animals in one photo. The small MobileNet has seen few
+things that are neither: it still takes one in six of them for a cat or a dog.
+
+## Your photos
+
+They are deleted from the server after two hours at most. Answers to the last {remembered}
+photos are remembered until the page is restarted, with a fingerprint of the photo, not the photo.
+
+## Train your own
+
+A table of labels and a folder of photos are enough: `prep.py` makes a dataset of them, `finetune.py` a model with a card
+of its own, and the variable `MOBILENET_MODEL` puts it on this page. {readme} tells how. In a program, the link
+"Use via API" below has the lines for Python, JavaScript and curl.
+"""
+
+
+# Nothing is loaded from elsewhere for it; the labels are dark enough to be read by everybody.
+THEME = gr.themes.Soft(
+    primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono="monospace"
+).set(
+    block_label_text_color="*primary_800",
+    block_title_text_color="*primary_800",
+    block_label_background_fill_dark="*primary_800",
+    block_title_background_fill_dark="*primary_800",
+    block_label_text_color_dark="white",
+    block_title_text_color_dark="white",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_800",
+)
+# Room for the answer before it is there, all tabs and thumbnails on a phone, and a footer that can be read.
+CSS = """
+.thumbnails .grid-container { grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)) !important; }
+.answer { min-height: 220px; }
+@media (max-width: 480px) { .tab-container button { padding: 0 0.3rem; font-size: 0.9rem; } }
+footer *, footer, .or, .download-link, [role=tab].selected { color: var(--body-text-color) !important; }
+.icon-button:has(input) { display: none; }
+"""
+# The table's filter has no name of its own, which screen readers need.
+JS = """() => new MutationObserver(() =>
+    document.querySelectorAll(".search-input").forEach(input => input.ariaLabel = "Filter the answers")
+).observe(document.body, {childList: true, subtree: true})"""
 
 
 def open_photo(file) -> Image.Image:
@@ -147,6 +212,7 @@ class Classifier:
     logits: Callable[[np.ndarray], np.ndarray]  # pixel values (N, 3, height, width) to logits (N, len(labels))
     temperature: float  # by which the logits are divided, so that the percentages mean something
     unsure_below: float  # confidence below which the answer is UNSURE; 0: never
+    measured: str  # what its card says of its test, in words; "" if nothing
 
 
 def model_folder(source: str) -> Path:
@@ -161,7 +227,11 @@ def model_folder(source: str) -> Path:
 
     repo_id, _, revision = source.partition("@")
     try:
-        return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(
+            snapshot_download(
+                repo_id, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "README.md"]
+            )
+        )
     except errors.LocalEntryNotFoundError as error:
         raise OSError("the Hub cannot be reached, and there is no copy in the cache") from error
     except errors.RevisionNotFoundError as error:
@@ -350,7 +420,21 @@ def build_classifier(folder: Path, name: str) -> Classifier:
         raise ValueError("unsure_below in its config.json is not a number from 0 to 1")
     labels = [id2label[index] for index in range(len(id2label))]
     network = compiled(module, example, conversion_folder(folder, example.shape))
-    return Classifier(name, labels, processor, network, temperature, unsure_below)
+    return Classifier(name, labels, processor, network, temperature, unsure_below, measured(folder))
+
+
+def measured(folder: Path) -> str:
+    """Return the accuracy that the model's card claims, in words; "" if it has none."""
+    from huggingface_hub import ModelCard
+
+    if not (folder / "README.md").is_file():
+        return ""
+    try:
+        results = ModelCard.load(folder / "README.md").data.eval_results or []
+        found = next(result for result in results if result.metric_type == "accuracy")
+        return f"By its card it answers {float(found.metric_value):.1%} of the photos right that it was tested with."
+    except Exception:  # noqa: BLE001 - strangers write their cards as they like
+        return ""
 
 
 READY: dict[str, Classifier] = {}
@@ -432,14 +516,24 @@ def answer(photo: Image.Image, model: str) -> tuple[dict[str, float], str]:
 
 
 def predict(image: Image.Image | None, model: str) -> dict[str, float]:
-    """Say whether a photo shows a cat, a dog or neither, with the probability of each."""
+    """Say whether a photo shows a cat, a dog or neither, with the probability of each.
+
+    Args:
+        image: the photo.
+        model: mobilenet, which is small and quick, or vit, which knows the 1000 classes of ImageNet.
+    """
     if image is None:
         raise gr.Error("Send a photo.", print_exception=False)
     return answer(image, model)[0]
 
 
 def predict_batch(files: list[str] | None, model: str, progress=gr.Progress()) -> list[list]:
-    """Classify many photos: one row of file, label, confidence and note each. A file that is no photo says so in its note."""
+    """Classify many photos: one row of file, label, confidence and note each. A file that is no photo says so in its note.
+
+    Args:
+        files: the photos.
+        model: mobilenet, which is small and quick, or vit, which knows the 1000 classes of ImageNet.
+    """
     if not files:
         raise gr.Error("Choose some photos.", print_exception=False)
     if len(files) > MAX_FILES:
@@ -456,7 +550,8 @@ def predict_batch(files: list[str] | None, model: str, progress=gr.Progress()) -
             for file, photo in zip(some, opened, strict=True):
                 probabilities, note = ({"": None}, photo) if isinstance(photo, str) else next(found)
                 label = max(probabilities, key=probabilities.get)
-                rows.append([Path(file).name, label, probabilities[label], note])
+                confidence = probabilities[label] and round(probabilities[label], 4)
+                rows.append([Path(file).name, label, confidence, note])
     return rows
 
 
@@ -468,54 +563,218 @@ def photo_or_reason(file: str) -> Image.Image | str:
         return error.message
 
 
-def page_answer(photo: Image.Image | None, model: str) -> tuple[dict[str, float] | None, str]:
-    """Return `answer` for the page, where an empty photo box is no mistake."""
+def compare(image: Image.Image | None) -> tuple[dict[str, float], dict[str, float], str]:
+    """Ask both models about a photo: the probabilities by the MobileNet, by the ViT, and in words whether they agree.
+
+    Args:
+        image: the photo.
+    """
+    if image is None:
+        raise gr.Error("Send a photo.", print_exception=False)
+    found = [answer(image, model)[0] for model in MODELS]
+    said = [max(probabilities, key=probabilities.get) for probabilities in found]
+    if len(set(said)) == 1:
+        return *found, f"Both models say {said[0]}."
+    words = [f"{model} says {label} ({one[label]:.0%})" for model, label, one in zip(MODELS, said, found, strict=True)]
+    return *found, f"They disagree: {' and '.join(words)}."
+
+
+def heat(photo: Image.Image, model: str, progress=gr.Progress()) -> tuple[str, np.ndarray]:
+    """Return the most likely label, and how much each part of the photo matters for it, shape (CELLS, CELLS).
+
+    A window of two by two cells is covered with the photo's mean colour, at each place in turn; a cell's number is the
+    mean fall of the label's log-probability over the windows that cover it (Zeiler and Fergus 2014, Visualizing and
+    Understanding Convolutional Networks). It needs nothing but the model's answers, so it is the same for every model.
+    """
+    probabilities, _ = answer(photo, model)
+    label = max(probabilities, key=probabilities.get)
+    colour = photo.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    rows, columns = (np.linspace(0, side, CELLS + 1).round().astype(int) for side in (photo.height, photo.width))
+    falls, windows = np.zeros((CELLS, CELLS)), np.zeros((CELLS, CELLS))
+    for row in progress.tqdm(range(CELLS - 1), desc="Covering parts of the photo"):
+        covered = [photo.copy() for _ in range(CELLS - 1)]
+        for column, copy in enumerate(covered):
+            copy.paste(colour, (columns[column], rows[row], columns[column + 2], rows[row + 2]))
+        for column, (found, _) in enumerate(answers(covered, model)):
+            part = slice(row, row + 2), slice(column, column + 2)
+            falls[part] += np.log(probabilities[label]) - np.log(max(found[label], 1e-12))
+            windows[part] += 1
+    return label, falls / windows
+
+
+def explain(image: Image.Image | None, model: str, progress=gr.Progress()) -> tuple[tuple, str]:
+    """Show which parts of a photo an answer rests on: the photo, the same with a heatmap over it, and a legend.
+
+    Args:
+        image: the photo.
+        model: mobilenet, which is small and quick, or vit, which knows the 1000 classes of ImageNet.
+    """
+    if image is None:
+        raise gr.Error("Send a photo.", print_exception=False)
+    from matplotlib import colormaps
+
+    label, falls = heat(image, model, progress)
+    if falls.max() <= 0:
+        return (image, image), f"No part of the photo matters for {label}: whatever is covered, it stays."
+    share = Image.fromarray((255 * np.clip(falls / falls.max(), 0, 1)).astype(np.uint8))
+    share = np.asarray(share.resize(image.size, Image.Resampling.BICUBIC))
+    coloured = Image.fromarray(colormaps["inferno"](share, bytes=True)[..., :3])
+    return (image, Image.blend(image, coloured, 0.6)), f"The brighter a part, the more {label} depends on it."
+
+
+def models() -> list[dict[str, str | bool | list[str]]]:
+    """List the choices for `model`: what each stands for, whether it is loaded, and then its labels and its test accuracy."""
+    found = []
+    for name, source in MODELS.items():
+        ready = READY.get(name)
+        labels = ready.labels if ready else []
+        found.append(
+            {
+                "name": name,
+                "model": ready.name if ready else Path(source).name,
+                "loaded": bool(ready),
+                "labels": PET_LABELS if len(labels) == IMAGENET else labels,
+                "measured": ready.measured if ready else "",
+            }
+        )
+    return found
+
+
+def page_answer(photo: Image.Image | None, model: str) -> tuple[dict[str, float] | str, str]:
+    """Return `answer` for the page, where an empty photo box is no mistake, and who gave it, in which time."""
     if photo is None:
-        return None, ""
-    probabilities, detail = answer(photo, model)
-    return probabilities, detail and f"Of ImageNet's 1000 classes it looks most like: {detail}."
+        return EMPTY, ""
+    classifier(model)  # so that the time is not that of loading it
+    start = time.perf_counter()
+    probabilities, seen = answer(photo, model)
+    words = f"{READY[model].name}, {1000 * (time.perf_counter() - start):.0f} ms."
+    return probabilities, words + f" Of ImageNet's 1000 classes it looks most like: {seen}." * bool(seen)
 
 
-def models_in_use() -> str:
-    """Return in words which model and revision each choice of the dropdown is."""
-    return "\n".join(
-        f"- `{name}` is {READY[name].name if name in READY else f'{Path(source).name}, which is not loaded yet'}."
-        for name, source in MODELS.items()
-    )
+def page_compare(photo: Image.Image | None) -> tuple[dict[str, float] | str, dict[str, float] | str, str]:
+    """Return `compare` for the page, where an empty photo box is no mistake."""
+    return (EMPTY, EMPTY, "") if photo is None else compare(photo)
+
+
+def page_explain(photo: Image.Image | None, model: str, progress=gr.Progress()) -> tuple:
+    """Return `explain` for the page, where the box for it shows up with the first one."""
+    images, words = explain(photo, model, progress)
+    return gr.ImageSlider(images, visible=True), words
+
+
+def page_batch(files: list[str] | None, model: str, progress=gr.Progress()) -> tuple:
+    """Return the rows of `predict_batch`, thumbnails in the order of the answers, and the rows as a CSV file."""
+    rows = predict_batch(files, model, progress)
+    small = []
+    for file, (name, label, confidence, _) in zip(files, rows, strict=True):
+        if confidence is not None:
+            photo = open_upload(file)
+            photo.thumbnail((THUMBNAIL, THUMBNAIL))
+            small.append((photo, f"{label} {confidence:.0%}: {name}"))
+    table = Path(tempfile.mkdtemp(dir=get_upload_folder()), "answers.csv")
+    with table.open("w", encoding="utf-8", newline="") as opened:
+        csv.writer(opened).writerows([HEADERS, *rows])
+    gallery = gr.Gallery(sorted(small, key=lambda one: one[1]), visible=bool(small))
+    return gr.Dataframe(rows, visible=True), gallery, gr.DownloadButton(value=str(table), interactive=True)
+
+
+def about() -> str:
+    """Return the text of the page's last tab."""
+    lines = []
+    for one in models():
+        repo_id = MODELS[one["name"]].partition("@")[0]
+        name = one["model"] if Path(repo_id).is_dir() else f"[{one['model']}](https://huggingface.co/{repo_id})"
+        lines.append(
+            f"- `{one['name']}` is {name}{'' if one['loaded'] else ', which is not loaded yet'}. {one['measured']}"
+        )
+    space = os.environ.get("SPACE_ID")
+    readme = f"[The README](https://huggingface.co/spaces/{space}/blob/main/README.md)" if space else "The README"
+    return ABOUT.format(models="\n".join(lines), readme=readme, remembered=REMEMBERED)
 
 
 with gr.Blocks(title="Cat, dog or neither?", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as demo:
     gr.Markdown(INTRODUCTION)
     model = gr.Dropdown(list(MODELS), value="mobilenet", label="Model")
-    with gr.Tab("One photo"):
+    with gr.Tab("Classify"):
         with gr.Row():
-            photo = gr.Image(label="Photo", sources=["upload", "webcam", "clipboard"], height=360)
+            photo = gr.Image(label="Photo", sources=SOURCES, height=360)
             with gr.Column():
-                label = gr.Label(label="Answer")
-                detail = gr.Markdown()
-        gr.Examples(
-            [str(file) for file in sorted(EXAMPLES.glob("*.jpg"))], photo, label="Photos to try", cache_examples=False
+                label = gr.Label(EMPTY, label="Answer", elem_classes="answer")
+                detail = gr.Markdown(min_height=48)
+                why = gr.Button("Why?")
+        heatmap = gr.ImageSlider(
+            label="What the answer rests on",
+            type="pil",
+            slider_position=10,
+            elem_classes="heatmap",
+            visible=False,
+            max_height=420,
         )
-        api_only = gr.Button(visible=False)
+        legend = gr.Markdown(label="Legend")
+        shows = gr.Textbox(label="What it shows", visible=False)
+        gr.Examples(
+            [[str(EXAMPLES / name), words] for name, words in SHOWN.items()],
+            [photo, shows],
+            label="Photos to try",
+            cache_examples=False,
+        )
+    with gr.Tab("Compare"):
+        both = gr.Image(label="Photo for both models", sources=SOURCES, height=360)
+        agreement = gr.Markdown(label="In words")
+        with gr.Row():
+            opinions = [gr.Label(EMPTY, label=name, elem_classes="answer") for name in MODELS]
     with gr.Tab("Many photos"):
         files = gr.File(label=f"Photos, {MAX_FILES} at most", file_count="multiple", height=200)
-        classify = gr.Button("Classify", variant="primary")
+        with gr.Row():
+            folder = gr.UploadButton("Choose a folder", file_count="directory")
+            classify = gr.Button("Classify", variant="primary")
+            download = gr.DownloadButton("Download the answers as CSV", interactive=False)
         table = gr.Dataframe(
-            headers=["file", "label", "confidence", "note"],
+            headers=HEADERS,
             datatype=["str", "str", "number", "str"],
             label="Answers",
             interactive=False,
+            show_search="filter",
+            visible=False,
+            wrap=True,
+            column_widths=["180px", "90px", "110px", "280px"],
         )
-    models = gr.Markdown()
-    gr.Markdown(NOTES)
+        thumbnails = gr.Gallery(
+            label="By answer",
+            height="auto",
+            object_fit="contain",
+            interactive=False,
+            elem_classes="thumbnails",
+            visible=False,
+        )
+    with gr.Tab("About"):
+        text = gr.Markdown()
 
-    demo.load(models_in_use, None, models, api_visibility="private")
+    demo.load(about, None, text, api_visibility="private")
     answered = gr.on(
         [photo.change, model.change], page_answer, [photo, model], [label, detail], api_visibility="private"
     )
-    answered.success(models_in_use, None, models, api_visibility="private")
-    api_only.click(predict, [photo, model], label, api_name="predict")
-    classify.click(predict_batch, [files, model], table, api_name="predict_batch")
+    answered.success(about, None, text, api_visibility="private")
+    why.click(page_explain, [photo, model], [heatmap, legend], api_visibility="private")
+    gr.on(
+        [photo.change, model.change],
+        lambda: (gr.ImageSlider(None, visible=False), ""),
+        None,
+        [heatmap, legend],
+        api_visibility="private",
+    )
+    both.change(page_compare, both, [*opinions, agreement], api_visibility="private")
+    folder.upload(lambda chosen: chosen, folder, files, api_visibility="private")
+    classify.click(
+        page_batch, [files, model], [table, thumbnails, download], show_progress_on=files, api_visibility="private"
+    )
+
+    api = gr.Button(visible=False)  # the endpoints for programs; their texts are the functions' docstrings
+    api.click(predict, [photo, model], label, api_name="predict")
+    api.click(predict_batch, [files, model], table, api_name="predict_batch")
+    api.click(compare, photo, [*opinions, agreement], api_name="compare")
+    api.click(explain, [photo, model], [heatmap, legend], api_name="explain")
+    gr.api(models, api_name="models")
 
 
 def load_all() -> None:
@@ -538,6 +797,10 @@ if __name__ == "__main__":
         max_file_size="20mb",
         footer_links=["api", "gradio"],
         run_history=False,
+        mcp_server=True,
+        theme=THEME,
+        css=CSS,
+        js=JS,
         prevent_thread_lock=True,
     )
     threading.Thread(target=load_all, daemon=True).start()  # after the page is up

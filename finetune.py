@@ -91,6 +91,7 @@ Expected calibration error on the test split ({bins} bins): {ece_before:.4f} wit
 ![Rows are the true classes](confusion_matrix.png)
 ![How often an answer of that confidence is right](reliability.png)
 ![Loss and validation metrics by epoch](learning_curves.png)
+![The most confident mistakes](mistakes.png)
 
 ## How it was made
 
@@ -275,11 +276,7 @@ def teacher_logits(photos: Photos, teacher: str, device: str, cache: Path):
 
 def augmentation(size: int, smallest: float):
     """Return the random changes of a training photo: a part of it, of a share of at least `smallest` of its area,
-    somewhat stretched, its colours, its sharpness, perhaps mirrored.
-
-    They differ from photo to photo: the same for eight photos at a time is quicker, but then batch normalisation sees
-    so few different colours that the validation loss doubles.
-    """
+    somewhat stretched, its colours, its sharpness, perhaps mirrored."""
     from torchvision.transforms import v2
 
     return v2.Compose(

@@ -136,12 +136,13 @@ def scripts(tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def browser():
-    """Chromium, as Debian or Playwright installed it."""
+    """Chromium, as Debian or Playwright installed it, with a camera that is none."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         path = shutil.which("chromium") or playwright.chromium.executable_path
         quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        quiet += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
         browser = playwright.chromium.launch(executable_path=path, args=quiet)
         yield browser
         browser.close()

@@ -309,11 +309,98 @@ def test_a_conversion_is_read_at_the_next_start_if_weights_and_file_are_whole(ti
     assert [folder.exists() for folder in kept.values()] == [False] * 2 + [True] * app.CONVERTED
 
 
-def test_the_api_names_its_parameters_as_documented(client):
+# Programs rely on these names and shapes: endpoint, parameters, what it returns.
+API = {
+    "/predict": (["image", "model"], ["Answer"]),
+    "/predict_batch": (["files", "model"], ["Answers"]),
+    "/compare": (["image"], ["mobilenet", "vit", "In words"]),
+    "/explain": (["image", "model"], ["What the answer rests on", "Legend"]),
+    "/models": ([], ["1st"]),
+}
+
+
+def test_the_api_keeps_its_names(client):
     described = client.view_api(return_format="dict")["named_endpoints"]
-    parameters = {name: [p["parameter_name"] for p in endpoint["parameters"]] for name, endpoint in described.items()}
-    assert parameters == {"/predict": ["image", "model"], "/predict_batch": ["files", "model"]}
+    found = {
+        name: ([one["parameter_name"] for one in endpoint["parameters"]], [one["label"] for one in endpoint["returns"]])
+        for name, endpoint in described.items()
+    }
+    assert found == API
     assert described["/predict"]["parameters"][1]["type"]["enum"] == ["mobilenet", "vit"]
+    assert all(endpoint["description"] for endpoint in described.values())
+
+
+def test_compare_explain_and_models_answer_programs(tiny_vit):
+    photo = handle_file(app.EXAMPLES / "dog-red.jpg")
+    with running_app(VIT_MODEL=str(tiny_vit)) as url:
+        client = Client(url, verbose=False)
+        mobilenet, vit, words = client.predict(photo, api_name="/compare")
+        (plain, heated), legend = client.predict(photo, "vit", api_name="/explain")
+        models = client.predict(api_name="/models")
+    assert mobilenet["label"] == "Dog" and vit["label"] == "Neither" and words.startswith("They disagree: mobilenet")
+    assert Image.open(plain).size == Image.open(heated).size and "Neither depends on it" in legend
+    assert [one["name"] for one in models] == ["mobilenet", "vit"]
+    assert all(one["loaded"] and one["labels"] == ["Cat", "Dog", "Neither"] for one in models)
+    assert "right that it was tested with" in models[0]["measured"] and not models[1]["measured"]
+
+
+def test_an_agent_classifies_a_photo_over_mcp(app_url):
+    import asyncio
+
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
+    photo = base64.b64encode((app.EXAMPLES / "cat-chelsea.jpg").read_bytes()).decode()
+
+    async def asked():
+        async with (
+            streamable_http_client(f"{app_url}/gradio_api/mcp/") as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            arguments = {"image": f"data:image/jpeg;base64,{photo}", "model": "mobilenet"}
+            return tools, await session.call_tool("predict", arguments)
+
+    tools, answer = asyncio.run(asked())
+    assert sorted(tool.name for tool in tools) == sorted(name.strip("/") for name in API)
+    described = next(tool for tool in tools if tool.name == "predict")
+    assert "cat, a dog or neither" in described.description and set(described.inputSchema["properties"]) == {
+        "image",
+        "model",
+    }
+    assert not answer.isError and "'label': 'Cat'" in answer.content[0].text.replace('"', "'")
+
+
+@pytest.mark.parametrize("model", ["mobilenet", "vit"])
+def test_the_heatmap_tells_what_the_answer_rests_on(model, tiny_vit, monkeypatch):
+    """Covering the hottest fifth lowers the answer's score more than covering a random fifth does."""
+    monkeypatch.setitem(app.MODELS, "vit", str(tiny_vit))
+    monkeypatch.delitem(app.READY, "vit", raising=False)
+    chance, falls = np.random.default_rng(0), []
+    for name in EXAMPLES:
+        photo = app.open_photo(app.EXAMPLES / name)
+        label, heat = app.heat(photo, model)
+        fifth = heat.size // 5
+        masks = np.zeros((21, heat.size), bool)
+        masks[0, heat.argsort(axis=None)[-fifth:]] = True
+        for mask in masks[1:]:
+            mask[chance.choice(heat.size, fifth, replace=False)] = True
+        mean = Image.new("RGB", photo.size, photo.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)))
+        covers = [
+            Image.fromarray(mask.reshape(heat.shape)).resize(photo.size, Image.Resampling.NEAREST) for mask in masks
+        ]
+        covered = [Image.composite(mean, photo, cover) for cover in covers]
+        scores = np.array([probabilities[label] for probabilities, _ in app.answers(covered, model)])
+        falls.append(scores[1:].mean() - scores[0])
+    monkeypatch.delitem(app.READY, "vit", raising=False)
+    assert np.mean(falls) > 0 and sum(fall > 0 for fall in falls) > len(falls) / 2
+
+
+def test_openapi_describes_the_endpoints(app_url):
+    paths = json.load(urllib.request.urlopen(f"{app_url}/gradio_api/openapi.json"))["paths"]
+    for name in API:
+        assert any(path.endswith(f"/{name.strip('/')}") for path in paths), sorted(paths)
 
 
 def test_importing_the_app_starts_nothing_and_needs_no_torch():

@@ -494,6 +494,7 @@ def test_push_makes_a_private_repo_with_one_commit_that_the_app_pulls_by_revisio
             answers.append(Client(url, verbose=False).predict(handle_file(photo), "mobilenet", api_name="/predict"))
             page = browser.new_page()
             page.goto(url)
+            page.get_by_role("tab", name="About").click()
             expect(page.get_by_text(f"mobilenet is {name}.")).to_be_visible(timeout=60_000)
             page.close()
     assert answers[0] == answers[1]

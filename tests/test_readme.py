@@ -11,6 +11,7 @@ import torch
 import torchvision
 import yaml
 from conftest import ROOT, running_app, write_photos
+from gradio_client import Client, handle_file
 from packaging.requirements import Requirement
 
 README = (ROOT / "README.md").read_text()
@@ -64,7 +65,8 @@ def test_prep_finetune_and_the_page_work_as_pasted(scripts, tiny_vit):
 
 
 @pytest.mark.parametrize(
-    ("language", "words", "expected"), [("python", "Client(", "Dog"), ("bash", "curl", '"Neither"')]
+    ("language", "words", "expected"),
+    [("python", "Client(", "Dog"), ("javascript", "Client.connect(", "Dog"), ("bash", "curl", '"Neither"')],
 )
 def test_the_client_calls_work_as_pasted(app_url, scripts, language, words, expected):
     code = next(code for kind, code in BLOCKS if kind == language and words in code).replace(
@@ -73,6 +75,9 @@ def test_the_client_calls_work_as_pasted(app_url, scripts, language, words, expe
     if language == "python":
         (scripts / "call.py").write_text(code)
         code = "python call.py"
+    if language == "javascript":
+        (scripts / "call.mjs").write_text(code)
+        code = "npm install --no-audit --no-fund @gradio/client@2 && node call.mjs"
     result = shell(code, scripts)
     assert result.returncode == 0 and expected in result.stdout, result.stderr
 
@@ -100,6 +105,27 @@ def test_the_front_matter_suits_a_space_and_the_requirements():
         next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("gradio"))
     )
     assert card["sdk_version"] in gradio.specifier
+
+
+def test_it_starts_as_a_space_does(tmp_path):
+    """The files of a Space in a folder that may not be written, nothing in the cache, the variables that Spaces set."""
+    folder = tmp_path / "app"
+    for name in ("app.py", "requirements.txt", "README.md", "examples"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        folder.mkdir(exist_ok=True)
+        copy(ROOT / name, folder / name)
+    before = {file: file.stat().st_mtime for file in folder.rglob("*")}
+    for file in (folder, *before):
+        file.chmod(0o555 if file.is_dir() else 0o444)
+    home = tmp_path / "home"
+    home.mkdir()
+    space = {"SPACE_ID": "you/pets", "SPACE_HOST": "you-pets.hf.space", "SYSTEM": "spaces", "HOME": str(home)}
+    with running_app(folder, HF_HOME=str(home / ".cache"), PYTHONDONTWRITEBYTECODE="1", **space) as url:
+        photo = handle_file(folder / "examples" / "dog-red.jpg")
+        assert Client(url, verbose=False).predict(photo, "mobilenet", api_name="/predict")["label"] == "Dog"
+    assert {file: file.stat().st_mtime for file in folder.rglob("*")} == before
+    for file in (folder, *before):
+        file.chmod(0o755)
 
 
 def test_links_and_pictures_exist_and_nothing_is_too_large_for_a_space():

@@ -205,6 +205,7 @@ def test_many_photos_come_back_as_a_table_thumbnails_and_a_csv_file(page, tmp_pa
     assert "cannot be read" in rows[3][3]
 
 
+@pytest.mark.parametrize("page", ["desktop"], indirect=True)
 def test_a_program_is_answered_while_the_page_looks_at_300_photos(page, app_url, tmp_path):
     shown = [(app.EXAMPLES / name, name.split("-")[0].title()) for name in app.SHOWN]
     for index in range(300):

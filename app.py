@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -284,10 +284,10 @@ def transformers_module(folder: Path):
             self.model, found = AutoModelForImageClassification.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
-            for problem in ("missing_keys", "unexpected_keys"):  # transformers would fill a missing head at random
-                if found[problem]:
-                    verb = "lack" if problem == "missing_keys" else "hold, though the model has none,"
-                    raise ValueError(f"its weights {verb} {min(found[problem])}")
+            if found["missing_keys"]:  # transformers would fill a missing head at random
+                raise ValueError(f"its weights lack {min(found['missing_keys'])}")
+            if found["unexpected_keys"]:
+                raise ValueError(f"its weights hold {min(found['unexpected_keys'])}, which the model does not have")
 
         def forward(self, pixel_values):
             return self.model(pixel_values=pixel_values).logits
@@ -336,12 +336,13 @@ def converted(module, example: np.ndarray, kept: Path):
     return model
 
 
-def compiled(module: Callable, example: np.ndarray, kept: Path) -> Callable[[np.ndarray], np.ndarray]:
+def compiled(module: Callable, example: np.ndarray, folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function from pixel values to logits: in half precision on CUDA, else through OpenVINO on the CPU.
 
     Args:
-        module: returns the torch module; not called if its conversion is in the folder `kept`.
+        module: returns the torch module; not called if its conversion is on disk.
         example: pixel values (1, 3, height, width); the function takes any number of this size.
+        folder: where the weights are.
     """
     import torch
 
@@ -361,6 +362,7 @@ def compiled(module: Callable, example: np.ndarray, kept: Path) -> Callable[[np.
     from joblib import cpu_count
 
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": cpu_count()}  # as a container allows
+    kept = conversion_folder(folder, example.shape)
     try:
         network = openvino.compile_model(kept / "model.xml", "CPU", options)
     except RuntimeError:  # there is none, or it is damaged
@@ -423,7 +425,7 @@ def build_classifier(folder: Path, name: str) -> Classifier:
     if not (isinstance(unsure_below, int | float) and 0 <= unsure_below <= 1):
         raise ValueError("unsure_below in its config.json is not a number from 0 to 1")
     labels = [id2label[index] for index in range(len(id2label))]
-    network = compiled(module, example, conversion_folder(folder, example.shape))
+    network = compiled(module, example, folder)
     return Classifier(name, labels, processor, network, temperature, unsure_below, measured(folder))
 
 
@@ -514,8 +516,14 @@ def answers(photos: list[Image.Image], model: str) -> list[tuple[dict[str, float
 
 
 @gr.cache(max_size=REMEMBERED)
-def answer(photo: Image.Image, model: str) -> tuple[dict[str, float], str]:
-    """Return `answers` of one photo, from memory if it was asked before."""
+def answer(photo: Image.Image | None, model: str) -> tuple[dict[str, float], str]:
+    """Return `answers` of one photo, from memory if it was asked before.
+
+    Raises:
+        gr.Error: if there is no photo, or the model cannot be had.
+    """
+    if photo is None:
+        raise gr.Error("Send a photo.", print_exception=False)
     return answers([photo], model)[0]
 
 
@@ -526,8 +534,6 @@ def predict(image: Image.Image | None, model: str) -> dict[str, float]:
         image: the photo.
         model: mobilenet, which is small and quick, or vit, which knows the 1000 classes of ImageNet.
     """
-    if image is None:
-        raise gr.Error("Send a photo.", print_exception=False)
     return answer(image, model)[0]
 
 
@@ -538,12 +544,20 @@ def predict_batch(files: list[str] | None, model: str, progress=gr.Progress()) -
         files: the photos.
         model: mobilenet, which is small and quick, or vit, which knows the 1000 classes of ImageNet.
     """
+    return [row for row, _ in classified(files, model, progress)]
+
+
+def classified(files: list[str] | None, model: str, progress) -> Iterator[tuple[list, Image.Image | None]]:
+    """Yield each file's row of file, label, confidence and note, and its photo if it is one.
+
+    Raises:
+        gr.Error: if there are no files, or too many, or the model cannot be had.
+    """
     if not files:
         raise gr.Error("Choose some photos.", print_exception=False)
     if len(files) > MAX_FILES:
         raise gr.Error(f"These are {len(files)} files; at most {MAX_FILES} go at a time.", print_exception=False)
     batches = [files[start : start + BATCH_SIZE] for start in range(0, len(files), BATCH_SIZE)]
-    rows = []
     with ThreadPoolExecutor(2) as pool:
         opening = pool.map(photo_or_reason, batches[0])
         for some, following in progress.tqdm(list(zip(batches, [*batches[1:], []], strict=True)), unit="batches"):
@@ -552,11 +566,12 @@ def predict_batch(files: list[str] | None, model: str, progress=gr.Progress()) -
             photos = [photo for photo in opened if not isinstance(photo, str)]
             found = iter(answers(photos, model) if photos else [])
             for file, photo in zip(some, opened, strict=True):
-                probabilities, note = ({"": None}, photo) if isinstance(photo, str) else next(found)
-                label = max(probabilities, key=probabilities.get)
-                confidence = probabilities[label] and round(probabilities[label], 4)
-                rows.append([Path(file).name, label, confidence, note])
-    return rows
+                if isinstance(photo, str):
+                    yield [Path(file).name, "", None, photo], None
+                else:
+                    probabilities, note = next(found)
+                    label = max(probabilities, key=probabilities.get)
+                    yield [Path(file).name, label, round(probabilities[label], 4), note], photo
 
 
 def photo_or_reason(file: str) -> Image.Image | str:
@@ -573,8 +588,6 @@ def compare(image: Image.Image | None) -> tuple[dict[str, float], dict[str, floa
     Args:
         image: the photo.
     """
-    if image is None:
-        raise gr.Error("Send a photo.", print_exception=False)
     found = [answer(image, model)[0] for model in MODELS]
     said = [max(probabilities, key=probabilities.get) for probabilities in found]
     if len(set(said)) == 1:
@@ -583,7 +596,7 @@ def compare(image: Image.Image | None) -> tuple[dict[str, float], dict[str, floa
     return *found, f"They disagree: {' and '.join(words)}."
 
 
-def heat(photo: Image.Image, model: str, progress=gr.Progress()) -> tuple[str, np.ndarray]:
+def heat(photo: Image.Image | None, model: str, progress=gr.Progress()) -> tuple[str, np.ndarray]:
     """Return the most likely label, and how much each part of the photo matters for it, shape (CELLS, CELLS).
 
     A window of two by two cells is covered with the photo's mean colour, at each place in turn; a cell's number is the
@@ -613,8 +626,6 @@ def explain(image: Image.Image | None, model: str, progress=gr.Progress()) -> tu
         image: the photo.
         model: mobilenet, which is small and quick, or vit, which knows the 1000 classes of ImageNet.
     """
-    if image is None:
-        raise gr.Error("Send a photo.", print_exception=False)
     from matplotlib import colormaps
 
     label, falls = heat(image, model, progress)
@@ -668,11 +679,11 @@ def page_explain(photo: Image.Image | None, model: str, progress=gr.Progress()) 
 
 def page_batch(files: list[str] | None, model: str, progress=gr.Progress()) -> tuple:
     """Return the rows of `predict_batch`, thumbnails in the order of the answers, and the rows as a CSV file."""
-    rows = predict_batch(files, model, progress)
-    small = []
-    for file, (name, label, confidence, _) in zip(files, rows, strict=True):
-        if confidence is not None:
-            photo = open_upload(file)
+    rows, small = [], []
+    for row, photo in classified(files, model, progress):
+        rows.append(row)
+        if photo is not None:
+            name, label, confidence, _ = row
             photo.thumbnail((THUMBNAIL, THUMBNAIL))
             small.append((photo, f"{label} {confidence:.0%}: {name}"))
     table = Path(tempfile.mkdtemp(dir=get_upload_folder()), "answers.csv")

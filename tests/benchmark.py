@@ -202,7 +202,7 @@ transformers.Trainer(model=Plain(), args=options, train_dataset=changed, callbac
 
 
 def train(data_path: Path) -> None:
-    """An epoch of finetune.py at 160 pixels, in one and in several processes; the bare forward and backward loop; a stock Trainer with PIL transforms."""
+    """An epoch of finetune.py at 160 pixels, alone and by torchrun; the bare training loop; a stock Trainer with PIL."""
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", os.cpu_count(), "--no_python", sys.executable]

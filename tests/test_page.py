@@ -4,6 +4,7 @@ import base64
 import csv
 import re
 import socket
+from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -37,10 +38,32 @@ def answer(page):
     return page.get_by_test_id("label-output-value").first
 
 
+def upload(page, name):
+    page.locator("input[type=file]").first.set_input_files(app.EXAMPLES / name)
+
+
+def choose(page, model):
+    page.get_by_label("Model").click()
+    page.get_by_role("option", name=model).click()
+
+
+def classify_many(page, files):
+    page.get_by_role("tab", name="Many photos").click()
+    page.locator("input[type=file]:not([accept*=image])").first.set_input_files(files)
+    expect(page.get_by_text(str(files[-1].stem)).first).to_be_attached(timeout=60_000)
+    page.get_by_role("button", name="Classify").click()
+
+
+def downloaded_rows(page):
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the answers as CSV").click()
+    return list(csv.reader(download.value.path().open(encoding="utf-8")))
+
+
 def test_an_uploaded_photo_is_answered_without_a_button_and_fits_the_screen(page):
     place = page.get_by_text("Photos to try").bounding_box()
     for name, label in (("cat-profile.jpg", "Cat"), ("dog-porch.jpg", "Dog"), ("neither-coffee.jpg", "Neither")):
-        page.locator("input[type=file]").first.set_input_files(app.EXAMPLES / name)
+        upload(page, name)
         expect(answer(page)).to_have_text(label, timeout=60_000)
         assert page.get_by_text("Photos to try").bounding_box() == place  # nothing jumps
         page.get_by_role("button", name="Remove Image").first.click()
@@ -49,7 +72,7 @@ def test_an_uploaded_photo_is_answered_without_a_button_and_fits_the_screen(page
 
 
 def test_the_page_says_which_model_answers(page):
-    page.locator("input[type=file]").first.set_input_files(app.EXAMPLES / "cat-profile.jpg")
+    upload(page, "cat-profile.jpg")
     expect(page.get_by_text(re.compile(r"^mobilenet_v3_small, \d+ ms\.$"))).to_be_visible(timeout=60_000)
     page.get_by_role("tab", name="About").click()
     card = ModelCard.load(app.EXAMPLES / "mobilenet_v3_small" / "README.md")
@@ -62,9 +85,8 @@ def test_the_page_says_what_an_imagenet_model_sees(browser, tiny_vit):
     with running_app(VIT_MODEL=str(tiny_vit)) as url:
         page = browser.new_page()
         page.goto(url)
-        page.get_by_label("Model").click()
-        page.get_by_role("option", name="vit").click()
-        page.locator("input[type=file]").first.set_input_files(app.EXAMPLES / "cat-profile.jpg")
+        choose(page, "vit")
+        upload(page, "cat-profile.jpg")
         expect(page.get_by_text("Of ImageNet's 1000 classes it looks most like")).to_be_visible(timeout=60_000)
         page.close()
 
@@ -75,9 +97,8 @@ def test_a_visitor_is_told_that_the_model_is_being_loaded(browser):
         with running_app(VIT_MODEL="you/pets", HF_ENDPOINT=hub) as url:
             page = browser.new_page()
             page.goto(url)
-            page.get_by_label("Model").click()
-            page.get_by_role("option", name="vit").click()
-            page.locator("input[type=file]").first.set_input_files(app.EXAMPLES / "cat-profile.jpg")
+            choose(page, "vit")
+            upload(page, "cat-profile.jpg")
             expect(page.get_by_text("The model vit is being loaded.")).to_be_visible(timeout=60_000)
             page.close()
 
@@ -105,7 +126,7 @@ def test_a_pasted_photo_and_one_from_the_camera_are_answered(page):
 
 
 def test_why_shows_the_photo_and_its_heatmap(page):
-    page.locator("input[type=file]").first.set_input_files(app.EXAMPLES / "dog-porch.jpg")
+    upload(page, "dog-porch.jpg")
     expect(answer(page)).to_have_text("Dog", timeout=60_000)
     page.get_by_role("button", name="Why?").click()
     expect(page.get_by_text("The brighter a part, the more Dog depends on it.")).to_be_visible(timeout=60_000)
@@ -141,13 +162,11 @@ def test_no_tab_shuts_anybody_out(page):
 
     check("empty")
     page.get_by_role("tab", name="Classify").click()
-    page.locator("input[type=file]").first.set_input_files(app.EXAMPLES / "dog-porch.jpg")
+    upload(page, "dog-porch.jpg")
     expect(answer(page)).to_have_text("Dog", timeout=60_000)
     page.get_by_role("button", name="Why?").click()
     expect(page.get_by_text("The brighter a part")).to_be_visible(timeout=60_000)
-    page.get_by_role("tab", name="Many photos").click()
-    page.locator("input[type=file]:not([accept*=image])").first.set_input_files([*app.EXAMPLES.glob("*.jpg"), __file__])
-    page.get_by_role("button", name="Classify").click()
+    classify_many(page, [*app.EXAMPLES.glob("*.jpg"), Path(__file__)])
     expect(page.locator(".thumbnails img").first).to_be_visible(timeout=60_000)
     check("answered")
 
@@ -171,31 +190,23 @@ def test_a_click_on_an_example_answers_it(page):
 
 
 def test_a_model_that_cannot_be_had_says_so_and_the_other_still_answers(page):
-    page.locator("input[type=file]").first.set_input_files(app.EXAMPLES / "dog-grey.jpg")
+    upload(page, "dog-grey.jpg")
     expect(answer(page)).to_have_text("Dog", timeout=60_000)
-    page.get_by_label("Model").click()
-    page.get_by_role("option", name="vit").click()
+    choose(page, "vit")
     expect(page.get_by_text("cannot be had: the Hub cannot be reached").first).to_be_visible(timeout=60_000)
-    page.get_by_label("Model").click()
-    page.get_by_role("option", name="mobilenet").click()
+    choose(page, "mobilenet")
     expect(answer(page)).to_have_text("Dog", timeout=60_000)
 
 
 def test_many_photos_come_back_as_a_table_thumbnails_and_a_csv_file(page, tmp_path):
     (tmp_path / "broken.jpg").write_text("no photo")
-    page.get_by_role("tab", name="Many photos").click()
     files = [app.EXAMPLES / "cat-chelsea.jpg", app.EXAMPLES / "neither-coffee.jpg", tmp_path / "broken.jpg"]
-    page.locator("input[type=file]:not([accept*=image])").first.set_input_files(files)
+    classify_many(page, files)
     expect(page.get_by_text("cat-chelsea").first).to_be_visible()
-    page.get_by_role("button", name="Classify").click()
     expect(page.get_by_text("cannot be read as a photo").first).to_be_attached(timeout=60_000)
     expect(page.locator(".thumbnails img")).to_have_count(2)
     expect(page.get_by_text(re.compile(r"^Cat \d+%: cat-chelsea.jpg$"))).to_be_attached()
-    with page.expect_download() as download:
-        page.get_by_role("link", name="Download the answers as CSV").or_(
-            page.get_by_role("button", name="Download the answers as CSV")
-        ).first.click()
-    rows = list(csv.reader(download.value.path().open(encoding="utf-8")))
+    rows = downloaded_rows(page)
     assert [row[:2] for row in rows] == [
         ["file", "label"],
         ["cat-chelsea.jpg", "Cat"],
@@ -211,18 +222,13 @@ def test_a_program_is_answered_while_the_page_looks_at_300_photos(page, app_url,
     for index in range(300):
         with Image.open(shown[index % len(shown)][0]) as photo:
             photo.resize((300 + index, 300)).save(tmp_path / f"{index:03}.jpg")
-    page.get_by_role("tab", name="Many photos").click()
-    page.locator("input[type=file]:not([accept*=image])").first.set_input_files(sorted(tmp_path.iterdir()))
-    expect(page.get_by_text("299").first).to_be_attached(timeout=60_000)
-    page.get_by_role("button", name="Classify").click()
+    classify_many(page, sorted(tmp_path.iterdir()))
     expect(page.get_by_text(re.compile(r"\d+/19 batches")).first).to_be_visible(timeout=60_000)
     photo = handle_file(shown[0][0])
     assert Client(app_url, verbose=False).predict(photo, "mobilenet", api_name="/predict")["label"] == shown[0][1]
     assert page.locator(".thumbnails img").count() == 0  # the page is not done yet
     expect(page.locator(".thumbnails img").first).to_be_visible(timeout=60_000)
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Download the answers as CSV").click()
-    rows = list(csv.reader(download.value.path().open(encoding="utf-8")))[1:]
+    rows = downloaded_rows(page)[1:]
     assert [row[0] for row in rows] == [f"{index:03}.jpg" for index in range(300)]
     right = [row[1] == shown[index % len(shown)][1] for index, row in enumerate(rows)]
     assert sum(right) > 0.9 * len(rows)

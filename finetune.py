@@ -449,7 +449,9 @@ def trainable(model, weights, *, label_smoothing: float, mix: bool, ema_decay: f
             self.network = model
             self.loss = torch.nn.CrossEntropyLoss(weights, label_smoothing=label_smoothing)
             self.imitation = torch.nn.Linear(channels, teacher_classes) if teacher_classes else None
-            self.average = AveragedModel(model, avg_fn=moving_average).requires_grad_(False) if ema_decay else None
+            self.average = None
+            if ema_decay:  # of the batch norms' statistics too, which belong to the weights
+                self.average = AveragedModel(model, avg_fn=moving_average, use_buffers=True).requires_grad_(False)
             self.mixed_steps = 0.0  # share of the steps whose photos are mixed; `photos_by_epoch` sets it
 
         def forward(self, pixel_values, labels, teacher_logits=None):

@@ -19,6 +19,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -33,8 +34,15 @@ from pathlib import Path
 
 import gradio as gr
 import numpy as np
+from gradio.context import LocalContext
 from gradio.utils import get_upload_folder
 from PIL import Image, ImageOps
+from pillow_heif import register_heif_opener
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 try:
     import spaces  # Hugging Face's, on its own machines; before torch, as it says
@@ -53,8 +61,9 @@ IMAGENET = 1000  # classes; a model with as many is taken to know them, in the u
 # The ImageNet-1k indices of the 5 domestic cats (tabby to Egyptian cat) and the 118 dog breeds (Chihuahua to Mexican
 # hairless). Names would not do: catamaran and bullfrog are no pets, and 105 breeds do not say "dog".
 CATS, DOGS = slice(281, 286), slice(151, 269)
-# Pillow's other formats are rarely looked after; JPEG includes MPO.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+# Pillow's other formats are rarely looked after; JPEG includes MPO. HEIF is what iPhones write as .heic.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+register_heif_opener()
 MAX_PIXELS = 89_000_000  # above it a small file can fill the memory; Pillow's own warning starts just above
 ENOUGH = 448  # pixels of a photo's shorter side, twice what the models look at; larger ones are reduced first
 MAX_FILES = 500
@@ -64,6 +73,10 @@ CONVERTED = 4  # models that stay on disk as OpenVINO wants them, so that the ne
 THUMBNAIL = 160  # pixels
 CELLS = 6  # of a heatmap, in each direction
 HOUR = 3600
+MAX_WAITING = 32  # calls in the queue; a ViT of 0.25 s a photo answers as many in 8 s
+MAX_BODY = 28_000_000  # bytes of a call that is no upload: a photo of 20 MB as a data URL
+LAST_SECONDS = 7  # that running predictions get when the server is to stop
+BUSY = "The app is busy. Try again in a few seconds."
 
 # The photos of examples/ and what each shows.
 SHOWN = {
@@ -162,7 +175,7 @@ def open_photo(file) -> Image.Image:
         raise
     except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything for a damaged file
         raise gr.Error(
-            "This file cannot be read as a photo. Send a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file that opens elsewhere.",
+            "This file cannot be read as a photo. Send a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC file that opens elsewhere.",
             print_exception=False,
         ) from error
 
@@ -204,6 +217,23 @@ def sent_photo(payload) -> Image.Image | None:
 # gradio's own loader would fail on a damaged file before our code can say why. It is replaced for all image boxes, as
 # gradio makes a new one of the page's box when an example is chosen.
 gr.Image.preprocess = lambda self, payload: sent_photo(payload)
+
+
+def error_in_words(error: BaseException | None, show_error: bool) -> dict:
+    """Return what a client is told of an error: the words of a `gr.Error`, and of others no details of this server."""
+    if not isinstance(error, gr.Error):
+        error = gr.Error("This call cannot be answered. Upload the files, and send what /gradio_api/info asks for.")
+    return {"error": error.message, "duration": error.duration, "visible": error.visible, "title": error.title}
+
+
+async def no_download(url: str, cache_dir: str) -> str:
+    """Refuse to fetch a photo from another server: its size is not known, and our address is not for others to use."""
+    raise gr.Error("Send the photo itself, not its address.", print_exception=False)
+
+
+# gradio would answer null where an error is not a gr.Error, and download any address of the internet.
+gr.queueing.error_payload = error_in_words
+gr.processing_utils.async_ssrf_protected_download = no_download
 
 
 @dataclass(frozen=True)
@@ -464,7 +494,8 @@ def classifier(name: str) -> Classifier:
                 READY[name] = load_classifier(MODELS[name])
             return READY[name]
     except Exception as error:  # noqa: BLE001 - whatever a stranger's repo does, the page and the other model go on
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        words = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__  # such as "Disk full"
+        reason = words.splitlines()[0].rstrip(".")
         others = " or ".join(other for other in MODELS if other != name)
         raise gr.Error(
             f"The model {name} ({MODELS[name]}) cannot be had: {reason}. Choose {others} instead.",
@@ -561,6 +592,8 @@ def classified(files: list[str] | None, model: str, progress) -> Iterator[tuple[
     with ThreadPoolExecutor(2) as pool:
         opening = pool.map(photo_or_reason, batches[0])
         for some, following in progress.tqdm(list(zip(batches, [*batches[1:], []], strict=True)), unit="batches"):
+            if nobody_waits():
+                raise gr.Error("Whoever sent the photos has gone.", print_exception=False)
             opened = list(opening)
             opening = pool.map(photo_or_reason, following)  # they are decoded while these are looked at
             photos = [photo for photo in opened if not isinstance(photo, str)]
@@ -572,6 +605,12 @@ def classified(files: list[str] | None, model: str, progress) -> Iterator[tuple[
                     probabilities, note = next(found)
                     label = max(probabilities, key=probabilities.get)
                     yield [Path(file).name, label, round(probabilities[label], 4), note], photo
+
+
+def nobody_waits() -> bool:
+    """Return whether the client of the call that is running has closed its connection."""
+    running = [event for events in demo._queue.active_jobs for event in events or []]
+    return any(event._id == LocalContext.event_id.get(None) and not event.alive for event in running)
 
 
 def photo_or_reason(file: str) -> Image.Image | str:
@@ -688,7 +727,9 @@ def page_batch(files: list[str] | None, model: str, progress=gr.Progress()) -> t
             small.append((photo, f"{label} {confidence:.0%}: {name}"))
     table = Path(tempfile.mkdtemp(dir=get_upload_folder()), "answers.csv")
     with table.open("w", encoding="utf-8", newline="") as opened:
-        csv.writer(opened).writerows([HEADERS, *rows])
+        # A spreadsheet would run a name such as =1+1.jpg as a formula.
+        plain = [[f"'{name}" if name.startswith(("=", "+", "-", "@")) else name, *others] for name, *others in rows]
+        csv.writer(opened).writerows([HEADERS, *plain])
     gallery = gr.Gallery(sorted(small, key=lambda one: one[1]), visible=bool(small))
     return gr.Dataframe(rows, visible=True), gallery, gr.DownloadButton(value=str(table), interactive=True)
 
@@ -807,16 +848,80 @@ def load_all() -> None:
             print(error.message, file=sys.stderr, flush=True)
 
 
-if __name__ == "__main__":
-    demo.queue(max_size=100).launch(
+def guarded(app: Callable) -> Callable:
+    """Return the ASGI app with a limit on what a call may send, and with headers for browsers; it fetches no addresses."""
+
+    async def call(scope, receive, send):
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        if "/file=http" in scope["path"]:
+            return await JSONResponse({"detail": "Other sites are not fetched."}, 403)(scope, receive, send)
+        received = 0
+
+        async def limited():
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_BODY and not scope["path"].endswith("/upload"):
+                raise HTTPException(413, f"A call may have {MAX_BODY // 1_000_000} MB. Upload the photo instead.")
+            return message
+
+        async def with_headers(message):
+            if message["type"] == "http.response.start":
+                # A browser must not take a file for a page because it looks like one, nor tell others where it was.
+                headers = MutableHeaders(scope=message)
+                headers.update({"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"})
+            await send(message)
+
+        return await app(scope, limited, with_headers)
+
+    return call
+
+
+async def busy(request, error) -> JSONResponse:
+    """Answer a call that finds the queue full, or the server about to stop."""
+    return JSONResponse({"detail": BUSY}, 503, {"Retry-After": "5"})
+
+
+async def health(request) -> JSONResponse:
+    """Answer programs that watch over the server."""
+    return JSONResponse({"status": "ok", "loaded": list(READY)})
+
+
+def serve() -> int:
+    """Serve until SIGTERM or Ctrl-C, finish what is being answered, and return the exit code."""
+    received: list[int] = []
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _: (received.append(signum), stop.set()))
+    # Every call through the queue, which is bounded.
+    demo.queue(max_size=MAX_WAITING, api_open=False).launch(
         max_file_size="20mb",
         footer_links=["api", "gradio"],
         run_history=False,
         mcp_server=True,
+        enable_monitoring=False,
         theme=THEME,
         css=CSS,
         js=JS,
         prevent_thread_lock=True,
+        app_kwargs={
+            "middleware": [Middleware(guarded)],
+            "exception_handlers": {503: busy},
+            "routes": [Route("/healthz", health)],
+        },
     )
     threading.Thread(target=load_all, daemon=True).start()  # after the page is up
-    demo.block_thread()
+    stop.wait()
+    demo._queue.max_size = 0  # whoever comes now is told that the app is busy
+    end = time.monotonic() + LAST_SECONDS
+    while (len(demo._queue) or any(demo._queue.active_jobs)) and time.monotonic() < end:
+        time.sleep(0.05)
+    demo.server.config.timeout_graceful_shutdown = 1  # second: open pages hold their connections for ever
+    demo.close(verbose=False)
+    print("app.py: stopped", file=sys.stderr, flush=True)
+    return 130 if received[0] == signal.SIGINT else 0
+
+
+if __name__ == "__main__":
+    os._exit(serve())  # not sys.exit, which would wait for a download that may take hours

@@ -84,13 +84,13 @@ def tiny_vit(tmp_path_factory) -> Path:
 
 
 @contextlib.contextmanager
-def running_app(folder: Path = ROOT, **environment):
-    """Start `python app.py` in a folder, wait for its page, yield its address."""
+def app_process(folder: Path = ROOT, arguments: tuple = ("app.py",), **environment):
+    """Start `python app.py` in a folder, wait for its page, yield the process and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), **environment}
-    process = subprocess.Popen([sys.executable, "app.py"], cwd=folder, env=environment)
+    process = subprocess.Popen([sys.executable, *arguments], cwd=folder, env=environment)
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
@@ -99,10 +99,18 @@ def running_app(folder: Path = ROOT, **environment):
                 urllib.request.urlopen(url, timeout=5).close()
                 break
             time.sleep(0.2)
-        yield url
+        yield process, url
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+@contextlib.contextmanager
+def running_app(folder: Path = ROOT, **environment):
+    """Run `python app.py` and yield its address."""
+    with app_process(folder, **environment) as (process, url):
+        yield url
+    assert process.returncode == 0
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,286 @@
+"""What a public page is fed: odd files, crowds, curious visitors, broken repos, stops in the middle."""
+
+import base64
+import csv
+import http.server
+import json
+import re
+import shutil
+import signal
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, app_process, running_app
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from odd_files import odd_files
+from PIL import Image
+from playwright.sync_api import expect
+
+import app
+
+REFUSED = re.compile(r"cannot be read as a photo|more than \d+ million pixels")
+CAT = app.EXAMPLES / "cat-chelsea.jpg"
+
+
+def asked(url: str, body: bytes | None = None, **headers) -> tuple[int, dict, bytes]:
+    """Return status, headers and content that a GET, or with a body a POST, gets."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as answer:
+            return answer.status, dict(answer.headers), answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), error.read()
+
+
+def start_call(url: str, api_name: str, *data) -> tuple[int, dict, bytes]:
+    headers = {"Content-Type": "application/json"}
+    return asked(f"{url}/gradio_api/call/{api_name}", json.dumps({"data": data}).encode(), **headers)
+
+
+def result(url: str, api_name: str, started: bytes) -> str:
+    return asked(f"{url}/gradio_api/call/{api_name}/{json.loads(started)['event_id']}")[2].decode()
+
+
+def called(url: str, api_name: str, *data) -> str:
+    status, _, content = start_call(url, api_name, *data)
+    return result(url, api_name, content) if status == 200 else content.decode()
+
+
+def data_url(file: Path) -> dict:
+    return {"url": f"data:image/jpeg;base64,{base64.b64encode(file.read_bytes()).decode()}"}
+
+
+def uploaded(url: str, name: str, content: bytes) -> dict:
+    """Return what stands for an upload in a call: its path on the server, mostly."""
+    body = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    status, _, answer = asked(f"{url}/gradio_api/upload", body + content + b"\r\n--x--\r\n", **kind)
+    assert status == 200, answer
+    return {"path": json.loads(answer)[0], "meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.fixture(scope="session")
+def odd(tmp_path_factory) -> tuple[Path, dict[str, bool]]:
+    folder = tmp_path_factory.mktemp("odd")
+    with Image.open(CAT) as photo:
+        return folder, odd_files(folder, photo.convert("RGB").resize((120, 90)))
+
+
+def test_every_odd_file_is_answered_or_refused_with_words(app_url, odd):
+    folder, files = odd
+    client = Client(app_url, verbose=False)
+    assert len(files) >= 60
+    for name, good in files.items():
+        try:
+            answer = client.predict(handle_file(folder / name), "mobilenet", api_name="/predict")
+            assert good and sum(one["confidence"] for one in answer["confidences"]) == pytest.approx(1, abs=1e-4), name
+        except AppError as error:
+            assert not good and REFUSED.search(str(error)), (name, error)
+    rows = client.predict([handle_file(folder / name) for name in files], "mobilenet", api_name="/predict_batch")[
+        "data"
+    ]
+    assert [row[0] for row in rows] == list(files)
+    for (name, good), (_, label, confidence, note) in zip(files.items(), rows, strict=True):
+        assert (label in app.PET_LABELS and confidence and not note) if good else REFUSED.search(note), (name, note)
+
+
+def test_the_page_answers_or_refuses_every_odd_file(browser, app_url, odd):
+    folder, files = odd
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.on("dialog", lambda dialog: pytest.fail(f"a file ran a script: {dialog.message}"))
+    page.goto(app_url)
+    photo_box = page.locator("input[type=file]").first
+    for name in ("cut.jpg", "bomb.png", "page.jpg"):
+        photo_box.set_input_files({"name": name, "mimeType": "image/jpeg", "buffer": (folder / name).read_bytes()})
+        expect(page.get_by_text(REFUSED).first).to_be_visible(timeout=60_000)
+        page.reload()
+    photo_box.set_input_files(folder / "cmyk.jpg")  # the page is as before
+    expect(page.get_by_test_id("label-output-value").first).to_have_text(re.compile("Cat|Dog|Neither"), timeout=60_000)
+    page.get_by_role("tab", name="Many photos").click()
+    page.locator("input[type=file]:not([accept*=image])").first.set_input_files([folder / name for name in files])
+    expect(page.get_by_text(list(files)[-1][:12]).first).to_be_attached(timeout=60_000)
+    page.get_by_role("button", name="Classify").click()
+    with page.expect_download(timeout=60_000) as download:
+        page.get_by_role("button", name="Download the answers as CSV").click(timeout=60_000)
+    rows = list(csv.reader(download.value.path().open(encoding="utf-8")))[1:]
+    assert {row[0]: bool(row[1]) for row in rows} == files and all(row[1] or REFUSED.search(row[3]) for row in rows)
+    page.close()
+
+
+def test_names_of_files_and_labels_cannot_be_html_nor_formulas(browser, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(app.EXAMPLES / "mobilenet_v3_small", folder)
+    evil = "<img src=x onerror=alert(1)>"
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {index: f"{evil}{index}" for index in config["id2label"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    photo = CAT.read_bytes()
+    with running_app(MOBILENET_MODEL=str(folder)) as url:
+        page = browser.new_page()
+        page.on("dialog", lambda dialog: pytest.fail(f"a name ran a script: {dialog.message}"))
+        page.goto(url)
+        page.locator("input[type=file]").first.set_input_files(CAT)
+        expect(page.get_by_text(evil).first).to_be_visible(timeout=60_000)
+        page.get_by_role("tab", name="Many photos").click()
+        names = [f"{evil}.jpg", "=1+1.jpg", "@SUM(1).jpg", "../../up.jpg"]
+        files = [{"name": name, "mimeType": "image/jpeg", "buffer": photo} for name in names]
+        page.locator("input[type=file]:not([accept*=image])").first.set_input_files(files)
+        expect(page.get_by_text("up").first).to_be_attached(timeout=60_000)
+        page.get_by_role("button", name="Classify").click()
+        with page.expect_download(timeout=60_000) as download:
+            page.get_by_role("button", name="Download the answers as CSV").click(timeout=60_000)
+        assert not re.search(r'^"?[=@+]', download.value.path().read_text(), re.MULTILINE)
+        page.wait_for_timeout(1000)  # an image that fails to load takes a moment to say so
+        page.close()
+
+
+FILES_OF_THE_SERVER = [
+    *("file=/etc/passwd", "file=../../../etc/passwd", "file=app.py", f"file={ROOT / 'app.py'}", "file=%2e%2e/app.py"),
+    *(
+        "file=http://127.0.0.1:1/",
+        "file=https://example.org/",
+        "proxy=http://127.0.0.1:1/",
+        "runs",
+        "run-history/records",
+    ),
+    *("../static/../app.py", "../assets/..%2f..%2f..%2fetc%2fpasswd", "../monitoring", "../monitoring/summary"),
+    "custom_component/x/client/component/..%2f..%2fapp.py",
+]
+
+
+@pytest.mark.parametrize("path", FILES_OF_THE_SERVER)
+def test_the_server_hands_out_no_files_and_no_insights(app_url, path):
+    status, _, content = asked(f"{app_url}/gradio_api/{path}")
+    assert status in (400, 403, 404) and b"root:" not in content and b"import gradio" not in content
+
+
+def test_no_address_is_fetched_for_a_client(app_url):
+    hits = []
+
+    class Inside(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            hits.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(CAT.read_bytes())
+
+    inside = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Inside)
+    threading.Thread(target=inside.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{inside.server_address[1]}/x.jpg"
+    kind = {"meta": {"_type": "gradio.FileData"}}
+    files = [{"path": address}, {"path": address, **kind}, {"url": address}, {"path": "x.jpg", "url": address, **kind}]
+    for file in [*files, {"path": "https://example.org/x.jpg", **kind}, {"path": "file:///etc/passwd", **kind}]:
+        assert "event: error" in (said := called(app_url, "predict", file, "mobilenet")), (file, said)
+        assert "event: error" in (said := called(app_url, "predict_batch", [file], "mobilenet")), (file, said)
+    assert "Send the photo itself" in called(app_url, "predict", files[1], "mobilenet")
+    inside.shutdown()
+    assert not hits
+
+
+@pytest.mark.parametrize(
+    "data",
+    [(), (5, "mobilenet"), ("x", "mobilenet"), ({"path": 5}, "mobilenet"), ({"path": "a\0b"}, "mobilenet"), (1, 2, 3)],
+)
+def test_a_call_that_makes_no_sense_is_told_so_without_details_of_the_server(app_url, data):
+    said = called(app_url, "predict", *data)
+    assert "event: error" in said and "This call cannot be answered" in said and str(ROOT) not in said
+
+
+def test_an_unknown_model_is_refused_with_the_choices(app_url):
+    said = called(app_url, "predict", data_url(CAT), "../../etc")
+    assert "event: error" in said and "mobilenet" in said
+
+
+def test_uploads_are_limited_and_never_shown_as_pages(app_url):
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    large = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
+        + bytes(21_000_000)
+        + b"\r\n--x--"
+    )
+    assert asked(f"{app_url}/gradio_api/upload", large, **kind)[0] == 413
+    body = b'{"data": ["' + b"A" * 30_000_000 + b'"]}'
+    status, _, content = asked(f"{app_url}/gradio_api/call/predict", body, **{"Content-Type": "application/json"})
+    assert status == 413 and b"Upload the photo instead" in content
+    for name, content in (
+        ("a.html", b"<script>alert(1)</script>"),
+        ("a.svg", b'<svg onload="alert(1)"/>'),
+        ("a.jpg", b"<html>"),
+    ):
+        status, headers, _ = asked(f"{app_url}/gradio_api/file={uploaded(app_url, name, content)['path']}")
+        shown = {key.lower(): value for key, value in headers.items()}
+        assert status == 200 and shown["x-content-type-options"] == "nosniff"
+        assert shown["content-disposition"].startswith("attachment") or shown["content-type"] == "image/jpeg"
+
+
+def test_the_queue_cannot_be_gone_around_and_other_sites_may_not_read(app_url):
+    kind = {"Content-Type": "application/json"}
+    body = json.dumps({"data": [data_url(CAT), "mobilenet"]}).encode()
+    assert asked(f"{app_url}/gradio_api/run/predict", body, **kind)[0] == 404
+    _, headers, _ = asked(f"{app_url}/config", Origin="https://evil.example", Host="127.0.0.1:7860")
+    assert "access-control-allow-origin" not in {name.lower() for name in headers}
+    assert asked(f"{app_url}/")[1]["referrer-policy"] == "same-origin"
+
+
+def test_programs_can_ask_whether_the_server_is_well(app_url):
+    called(app_url, "predict", data_url(CAT), "mobilenet")
+    status, _, content = asked(f"{app_url}/healthz")
+    assert status == 200 and json.loads(content) == {"status": "ok", "loaded": ["mobilenet"]}
+
+
+def test_of_64_callers_each_gets_an_answer_or_is_told_to_come_back(app_url):
+    files = [uploaded(app_url, file.name, file.read_bytes()) for file in app.EXAMPLES.glob("*.jpg")] * 8
+
+    def one(_) -> str:
+        status, headers, content = start_call(app_url, "predict_batch", files, "mobilenet")
+        if status == 503:
+            assert json.loads(content) == {"detail": app.BUSY} and headers["retry-after"]
+            return "busy"
+        assert "event: complete" in (said := result(app_url, "predict_batch", content)), said
+        return "answered"
+
+    with ThreadPoolExecutor(64) as callers:
+        found = list(callers.map(one, range(64)))
+    assert set(found) == {"busy", "answered"} and found.count("answered") >= app.MAX_WAITING
+    assert '"label": "Cat"' in called(app_url, "predict", data_url(CAT), "mobilenet")
+
+
+def test_uploads_and_results_are_deleted_after_their_time(tmp_path):
+    short = "import app, os; app.demo.delete_cache = (1, 1); os._exit(app.serve())"
+    with app_process(arguments=("-c", short), GRADIO_TEMP_DIR=str(tmp_path)) as (_, url):
+        file = uploaded(url, "a.jpg", CAT.read_bytes())
+        assert "event: complete" in called(url, "predict_batch", [file], "mobilenet")
+        for _ in range(300):
+            if not Path(file["path"]).exists():
+                break
+            time.sleep(0.1)
+        assert not Path(file["path"]).exists()
+
+
+def test_a_client_that_leaves_frees_its_work(app_url):
+    files = [uploaded(app_url, "a.jpg", CAT.read_bytes())] * app.MAX_FILES
+    event = json.loads(start_call(app_url, "predict_batch", files, "mobilenet")[2])["event_id"]
+    with urllib.request.urlopen(f"{app_url}/gradio_api/call/predict_batch/{event}") as stream:
+        stream.fp.raw._sock.shutdown(2)
+    assert "event: complete" in called(app_url, "predict_batch", files[:1], "mobilenet")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_stop_lets_the_running_prediction_finish(tmp_path, number, code):
+    with app_process(GRADIO_TEMP_DIR=str(tmp_path)) as (process, url):
+        called(url, "predict", data_url(CAT), "mobilenet")  # the model is there
+        files = [uploaded(url, "a.jpg", CAT.read_bytes())] * 300
+        started = start_call(url, "predict_batch", files, "mobilenet")[2]
+        with ThreadPoolExecutor(1) as waiting:
+            answer = waiting.submit(result, url, "predict_batch", started)
+            time.sleep(0.2)
+            process.send_signal(number)
+            assert "event: complete" in answer.result()
+        assert process.wait(timeout=10) == code
+    assert not list(tmp_path.rglob("a.jpg"))  # uploads go, the examples may stay

@@ -258,14 +258,19 @@ def model_folder(source: str) -> Path:
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import errors, snapshot_download
+    from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+    def passing(error: BaseException) -> bool:  # a fault of the Hub's, which snapshot_download hides behind its own
+        response = getattr(error.__cause__ or error, "response", None)
+        return response is not None and (response.status_code == 429 or response.status_code >= 500)
 
     repo_id, _, revision = source.partition("@")
+    wanted = ["*.json", "*.safetensors", "README.md"]
+    patiently = retry(
+        retry=retry_if_exception(passing), stop=stop_after_attempt(4), wait=wait_exponential_jitter(max=8), reraise=True
+    )
     try:
-        return Path(
-            snapshot_download(
-                repo_id, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "README.md"]
-            )
-        )
+        return Path(patiently(snapshot_download)(repo_id, revision=revision or None, allow_patterns=wanted))
     except errors.LocalEntryNotFoundError as error:
         raise OSError("the Hub cannot be reached, and there is no copy in the cache") from error
     except errors.RevisionNotFoundError as error:
@@ -282,7 +287,6 @@ def torchvision_module(folder: Path, config: dict):
     Raises:
         ValueError: if the weights are not exactly those of the named architecture, or not finite.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
     from torchvision import models
 
@@ -292,8 +296,6 @@ def torchvision_module(folder: Path, config: dict):
     module = models.get_model(architecture, weights=None, num_classes=len(config["id2label"]))
     try:
         module.load_state_dict(load_file(folder / "model.safetensors"))
-    except SafetensorError as error:
-        raise ValueError("its model.safetensors is damaged") from error
     except RuntimeError as error:
         raise ValueError(f"its model.safetensors does not hold the tensors of a {architecture}") from error
     return finite(module)
@@ -426,12 +428,18 @@ def build_classifier(folder: Path, name: str) -> Classifier:
     Raises:
         OSError, ValueError: with the reason, if the folder does not hold one.
     """
+    from safetensors import SafetensorError, safe_open
     from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor
 
     if not (folder / "config.json").is_file():
         raise OSError("there is no config.json, so it is no model of finetune.py or transformers")
     if not any(folder.glob("*.safetensors")):
         raise OSError("it has no safetensors file; pickled weights, such as .bin and .pt files, are not loaded")
+    for file in folder.glob("*.safetensors"):
+        try:
+            safe_open(file, "pt")
+        except SafetensorError as error:
+            raise ValueError(f"its {file.name} is damaged") from error
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "architecture" in config and "model_type" not in config:
         module = partial(torchvision_module, folder, config)

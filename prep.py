@@ -33,7 +33,7 @@ from typing import NamedTuple
 IMAGE_COLUMNS = ("image_name", "file_name", "filename", "file", "image", "path", "filepath", "id")
 LABEL_COLUMNS = ("label", "class", "breed", "category", "labels", "class_name", "target")
 # Pillow opens dozens of formats, some with decoders that nobody watches; photos come in these (JPEG includes MPO).
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")  # HEIF is what iPhones write as .heic
 MAX_PIXELS = 89_000_000  # above it a small file can fill the memory; Pillow's own warning starts just above
 # Of the 256 bits of a difference hash. Measured on 200 photos and their copies: scaled to 180 x 180 pixels half differ in
 # 2 bits, all in 8 or fewer; at JPEG quality 50 in 12 or fewer. Of 18 million other pairs none differs in 50 or fewer.
@@ -226,7 +226,9 @@ def inspected(photo: Photo, image_folder: Path, copies: Path, image_size: int | 
     import imagehash
     import numpy as np
     from PIL import Image, ImageOps
+    from pillow_heif import register_heif_opener
 
+    register_heif_opener()
     try:
         # Not by its name: Pillow 12.3 would map an uncompressed TIFF into memory, and garble it if it is to be turned.
         with Path(photo.file).open("rb") as file, Image.open(file, formats=IMAGE_FORMATS) as image:
@@ -243,10 +245,11 @@ def inspected(photo: Photo, image_folder: Path, copies: Path, image_size: int | 
             small = plain.convert("L").resize((68, 64), Image.Resampling.HAMMING)
             look = np.packbits(imagehash.dhash(small, hash_size=16).hash).tobytes()
             stored = photo.file
-            if turned or (image_size and min(plain.size) > image_size):
+            heif = image.format == "HEIF"  # as JPEG in the dataset, which then needs no plugin to be read
+            if turned or heif or (image_size and min(plain.size) > image_size):
                 if image_size and min(plain.size) > image_size:
                     plain = ImageOps.cover(plain, (image_size, image_size))
-                jpeg = image.format in ("JPEG", "MPO")
+                jpeg = image.format in ("JPEG", "MPO") or (heif and plain.mode == "RGB")
                 # Named by the content, so that the same photos give the same dataset, byte for byte.
                 stored = str(copies / f"{pixels.hex()[:32]}.{'jpg' if jpeg else 'png'}")
                 profile = image.info.get("icc_profile") if image.mode == plain.mode else None
@@ -437,7 +440,9 @@ def contact_sheet(table, path: Path) -> None:
     """Write the picture of photos that were left out for having a copy: a row of pictures for each group of copies."""
     from matplotlib.font_manager import findfont
     from PIL import Image, ImageDraw, ImageFont, ImageOps
+    from pillow_heif import register_heif_opener
 
+    register_heif_opener()
     copies = table[(table["pixels"] != b"") & table.duplicated("pixels", keep=False)]
     groups = sorted(
         (same for _, same in copies.groupby("pixels", sort=False)),

@@ -2,7 +2,7 @@
 
 It keeps the repos in memory: `hub.commits["you/pets"]`, or `hub.commits["datasets/you/pets"]`, is a list of
 {path: bytes}, oldest first. `hub.faults = {3: 503}` answers the third request from then on with that status; "cut"
-closes the connection instead of answering, and "cut after" does what was asked first.
+closes the connection instead of answering, "cut after" does what was asked first, and "half" sends half of the content.
 """
 
 import base64
@@ -54,7 +54,7 @@ class StandInHub:
                     self.send_header(name.replace("_", "-"), value)
                 self.end_headers()
                 if self.command != "HEAD":
-                    self.wfile.write(body)
+                    self.wfile.write(body[: len(body) // 2] if self.fault == "half" else body)
 
             def body(self):
                 return self.rfile.read(int(self.headers.get("Content-Length", 0)))

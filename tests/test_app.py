@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import urllib.request
 
 import gradio as gr
@@ -257,6 +258,16 @@ FAULTS = {
     ),
 }
 HEAD = "classifier"
+# What may lie where the weights should be.
+FALSE_WEIGHTS = {
+    "a header of 10^18 bytes": struct.pack("<Q", 10**18) + b"{}",
+    "a header of 100 MB": struct.pack("<Q", 100_000_001) + b" " * 100_000_001,
+    "more data than there is": struct.pack("<Q", 60)
+    + b'{"a":{"dtype":"F32","shape":[9999999999],"data_offsets":[0,8]}}'[:60],
+    "a zip file": b"PK\x03\x04" + bytes(1000),
+    "a pickle": b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR.",
+    "nothing": b"",
+}
 
 
 @pytest.mark.parametrize("words", FAULTS)
@@ -279,6 +290,42 @@ def test_a_model_with_a_fault_is_refused_in_one_sentence(kind, words, tiny_vit, 
     with pytest.raises(gr.Error, match=words) as error:
         app.classifier("vit")
     assert "\n" not in error.value.message and error.value.message.endswith("Choose mobilenet instead.")
+
+
+@pytest.mark.parametrize("content", FALSE_WEIGHTS)
+@pytest.mark.parametrize("kind", ["ours", "transformers"])
+def test_a_file_that_is_no_safetensors_is_refused(kind, content, tiny_vit, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree({"ours": app.EXAMPLES / "mobilenet_v3_small", "transformers": tiny_vit}[kind], folder)
+    (folder / "model.safetensors").write_bytes(FALSE_WEIGHTS[content])
+    monkeypatch.setitem(app.MODELS, "vit", str(folder))
+    monkeypatch.delitem(app.READY, "vit", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(gr.Error, match="The model vit .* cannot be had: .*damaged") as error:
+        app.classifier("vit")
+    assert "\n" not in error.value.message and sorted(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "[" * 100_000,
+        "[1]",
+        '{"architecture": "mobilenet_v3_small", "id2label": {"0": "Cat", "9999999999": "Dog"}}',
+        '{"architecture": "get_model", "id2label": {"0": "Cat"}}',
+        '{"architecture": "mobilenet_v3_small", "id2label": 5}',
+        '{"model_type": "vit", "hidden_size": 1000000000}',
+        "not json",
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(config, tmp_path, monkeypatch):
+    shutil.copytree(app.EXAMPLES / "mobilenet_v3_small", tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(config)
+    monkeypatch.setitem(app.MODELS, "vit", str(tmp_path / "model"))
+    monkeypatch.delitem(app.READY, "vit", raising=False)
+    with pytest.raises(gr.Error, match="The model vit .* cannot be had: .*Choose mobilenet instead.") as error:
+        app.classifier("vit")
+    assert "\n" not in error.value.message
 
 
 def test_a_conversion_is_read_at_the_next_start_if_weights_and_file_are_whole(tiny_vit, tmp_path, monkeypatch):

@@ -2,11 +2,15 @@
 
 import base64
 import csv
+import hashlib
 import http.server
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -16,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, app_process, running_app
+from conftest import ROOT, app_process, hub_login, running_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from odd_files import odd_files
@@ -284,3 +288,74 @@ def test_a_stop_lets_the_running_prediction_finish(tmp_path, number, code):
             assert "event: complete" in answer.result()
         assert process.wait(timeout=10) == code
     assert not list(tmp_path.rglob("a.jpg"))  # uploads go, the examples may stay
+
+
+def shared(hub, folder: Path, repo_id: str = "you/vit") -> None:
+    """Put a model folder on the stand-in Hub, its weights as LFS."""
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    weights = files["model.safetensors"]
+    hub.lfs[hashlib.sha256(weights).hexdigest()] = weights
+    hub.commits[repo_id], hub.private[repo_id] = [files], False
+
+
+def vit_answer(url: str) -> str:
+    return called(url, "predict", data_url(CAT), "vit")
+
+
+def test_the_hub_fails_comes_back_and_goes_away(hub, tiny_vit, tmp_path):
+    environment = {**hub_login(hub, tmp_path), "VIT_MODEL": "you/vit"}
+    with running_app(**environment) as url:  # there is no such model yet
+        assert "The model vit (you/vit) cannot be had: the Hub has no such model" in vit_answer(url)
+        assert "event: complete" in called(url, "predict", data_url(CAT), "mobilenet")
+        shared(hub, tiny_vit)
+        hub.faults = {len(hub.requests) + number: 503 for number in (1, 2, 4)}
+        answer = vit_answer(url)
+        assert "event: complete" in answer and not hub.faults
+    hub.server.shutdown()
+    hub.server.server_close()
+    with running_app(**environment) as url:  # from its cache
+        assert vit_answer(url).partition("data:")[2] == answer.partition("data:")[2]
+
+
+def loading(**environment) -> str:
+    """Return what a program that imports the app is told when it asks for the ViT."""
+    code = """if True:
+        import app
+        try:
+            print(app.classifier("vit").name)
+        except app.gr.Error as error:
+            print(error.message)"""
+    environment = {**os.environ, "VIT_MODEL": "you/vit", **environment}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return done.stdout.splitlines()[-1]
+
+
+def test_a_download_that_is_cut_goes_on_where_it_was(hub, tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    # 32 MB, as huggingface_hub writes 10 MB at a time
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 250_000}
+    ViTForImageClassification(ViTConfig(image_size=32, **sizes)).save_pretrained(tmp_path / "model")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
+    shared(hub, tmp_path / "model")
+    original, cut = hub.read, []
+
+    def cut_once(request):
+        if request.path.startswith("/lfs/") and request.command == "GET":
+            request.fault = None if cut else "half"
+            cut.append(request.headers.get("Range"))
+        original(request)
+
+    hub.read = cut_once
+    assert loading(**hub_login(hub, tmp_path)).startswith("you/vit, revision")
+    assert len(cut) == 2 and re.fullmatch(r"bytes=[1-9]\d*-", cut[1])
+
+
+def test_a_cache_that_cannot_be_written_and_a_disk_that_is_full_are_told_in_words(hub, tiny_vit, tmp_path):
+    shared(hub, tiny_vit)
+    said = loading(**hub_login(hub, tmp_path) | {"HF_HOME": "/proc/nowhere"})
+    assert "The model vit (you/vit) cannot be had: " in said and "/proc" not in said, said
+    small = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+    (tmp_path / "sitecustomize.py").write_text(small)
+    said = loading(**hub_login(hub, tmp_path), PYTHONPATH=str(tmp_path))
+    assert "The model vit (you/vit) cannot be had: File too large" in said, said

@@ -15,6 +15,7 @@ from conftest import CLASSES, ROOT, drawn_photo, hub_login, run, write_photos
 from datasets import load_from_disk
 from huggingface_hub import DatasetCard
 from PIL import Image, ImageEnhance, ImageOps
+from pillow_heif import register_heif_opener
 
 
 def flags(folder, *more):
@@ -479,6 +480,19 @@ def test_a_dataset_whose_replacement_was_killed_comes_back(tmp_path):
     refused = run("prep.py", *flags(tmp_path))
     assert "put it back" in refused.stdout and "--overwrite" in refused.stderr
     assert load_from_disk(str(tmp_path / "dataset")) and not (tmp_path / ".dataset.replaced").exists()
+
+
+def test_an_iphones_photos_are_jpeg_in_the_dataset_and_equal_copies_are_found(tmp_path):
+    register_heif_opener()
+    images, _ = write_photos(tmp_path)
+    photo = drawn_photo("Cat", 12345)
+    for name in ("one.heic", "two.heic"):
+        photo.save(images / name, quality=95)
+    add_rows(tmp_path, "one.heic,Cat", "two.heic,Cat")
+    said, dataset = prepared(tmp_path)
+    assert "Dropped for duplicate: 1\n" in said and (tmp_path / "dataset" / "duplicates.png").is_file()
+    stored = {image["bytes"][:2] for part in dataset.values() for image in part.data["image"].to_pylist()}
+    assert sum(part.num_rows for part in dataset.values()) == 37 and stored == {b"\xff\xd8"}
 
 
 def test_control_c_says_so_in_one_line_and_leaves_nothing(tmp_path):

@@ -97,10 +97,12 @@ def read_table(label_path: Path):
             options = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "index_col": False}
             table = pd.read_csv(label_path, sep=separator, encoding=encoding, **options)
             break
-        except UnicodeDecodeError:
+        except UnicodeError:
             continue
         except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
             raise ValueError(f"--label_path {label_path} cannot be read as a CSV: {str(error).strip()}.") from error
+    else:  # latin-1 takes any bytes, so it is the other one
+        raise ValueError(f"--label_path {label_path} begins as UTF-16 text, but is damaged. Save it anew, as UTF-8.")
     return table.fillna("").apply(lambda column: column.str.strip()).rename(columns=str.strip)
 
 

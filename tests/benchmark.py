@@ -5,6 +5,8 @@
     python tests/benchmark.py options --data_path dataset --teacher efficientnet_lite0
     python tests/benchmark.py serve --image_path full_size
     python tests/benchmark.py accuracy --image_path images --label_path labels.csv
+    python tests/benchmark.py soak
+    python tests/benchmark.py fuzz --minutes 20
 
 Each prints tables on stdout, timings with their ratios against the alternative in the same run.
 """
@@ -14,12 +16,14 @@ import contextlib
 import csv
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -433,6 +437,158 @@ def accuracy(image_path: Path, label_path: Path) -> None:
     table(("model", "accuracy", "Cat recall", "Dog recall", "Neither recall", "calibration error"), rows)
 
 
+SOAKED = """
+import app, os, sys
+import numpy as np
+app.demo.delete_cache = (10, 10)  # seconds, so that the folder of uploads shows whether it is bounded
+if sys.argv[1:] == ["leak"]:
+    kept, answers = [], app.answers
+    app.answers = lambda photos, model: kept.append(np.ones(100_000)) or answers(photos, model)
+os._exit(app.serve())
+"""
+
+
+def soak(predictions: int, leak: bool) -> None:
+    """Thousands of calls, 8 at a time, a tenth with damaged files, a tenth by clients that leave: what stays behind."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+    from conftest import app_process
+    from PIL import Image
+    from test_nothing_hurts import REFUSED, called, start_call, uploaded
+    from tqdm import tqdm
+
+    photos = [Image.open(file).convert("RGB").resize((320, 240)) for file in sorted(ROOT.glob("examples/*-*.jpg"))]
+
+    def one(number: int) -> bool:
+        """Return whether a call ended as it should."""
+        photo = np.asarray(photos[number % len(photos)]).copy()
+        photo[number % 240, number % 320] = number % 251  # another photo each time, so no answer comes from memory
+        file = Path(folder, f"{number}.jpg")
+        Image.fromarray(photo).save(file)
+        content = file.read_bytes()
+        file.unlink()
+        if number % 10 == 3:
+            return bool(REFUSED.search(called(url, "predict", uploaded(url, "cut.jpg", content[:900]), "mobilenet")))
+        if number % 10 == 7:
+            event = json.loads(start_call(url, "predict", uploaded(url, "left.jpg", content), "mobilenet")[2])[
+                "event_id"
+            ]
+            with urllib.request.urlopen(f"{url}/gradio_api/call/predict/{event}") as stream:
+                stream.fp.raw._sock.shutdown(2)
+            return True
+        return "event: complete" in called(url, "predict", uploaded(url, "whole.jpg", content), "mobilenet")
+
+    samples, failures = [], 0
+    arguments = ("-c", SOAKED, *["leak"] * leak)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        app_process(arguments=arguments, GRADIO_TEMP_DIR=folder) as (process, url),
+        ThreadPoolExecutor(8) as callers,
+    ):
+        for start in tqdm(range(0, predictions, 100), unit="00 calls"):
+            failures += sum(not well for well in callers.map(one, range(start, start + 100)))
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            files = [file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()]
+            handles = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+            samples.append((start + 100, int(re.search(r"VmRSS:\s+(\d+)", status)[1]) // 1000, handles, len(files)))
+    table(("calls", "MB of memory", "handles", "files kept"), samples[:: max(1, len(samples) // 10)] + samples[-1:])
+    half = samples[len(samples) // 2 :]
+    growth = np.polyfit(range(len(half)), [sample[1] for sample in half], 1)[0] * len(half)
+    print(f"{failures} unexpected failures; memory grew by {growth:.0f} MB over the last half")
+    sys.exit(bool(failures) or growth > 50 or half[-1][2] > 2 * half[0][2])
+
+
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    """Return the content with a few bytes changed, lost, repeated, or replaced by ones that programs stumble over."""
+    changed = bytearray(content)
+    for _ in range(chance.randint(1, 6)):
+        place, length = chance.randrange(len(changed) + 1), chance.randint(1, 40)
+        other = chance.randrange(len(changed) + 1)
+        odd = (
+            b"\xff" * 4,
+            b"\0" * 4,
+            b"\x7f\xff\xff\xff",
+            b'"',
+            b",",
+            b"\n",
+            b"\r",
+            b"\t",
+            b"\xff\xfe",
+            b"../",
+            b"://",
+        )
+        changed[place : place + chance.choice((0, 1, length))] = chance.choice(
+            (bytes([chance.randrange(256)]), b"", changed[other : other + length], chance.choice(odd))
+        )
+    return bytes(changed)
+
+
+def fuzz(minutes: float) -> None:
+    """Mutated photos through the app's loader and mutated CSVs through prep.py's: only their own errors may come out."""
+    import faulthandler
+    import signal
+    import warnings
+
+    import conftest  # noqa: F401 - finds the scripts
+    from odd_files import odd_files
+    from PIL import Image
+
+    import app
+    import prep
+
+    warnings.filterwarnings("ignore")
+    faulthandler.enable()
+    folder = Path(tempfile.mkdtemp(prefix="fuzz"))
+    images = folder / "images"
+    images.mkdir()
+    with Image.open(next(ROOT.glob("examples/cat-*.jpg"))) as photo:
+        odd_files(images, photo.convert("RGB").resize((48, 36)))
+    names = prep.files_by_name(images)
+
+    def read_photo(case: Path) -> None:
+        assert app.open_photo(case).mode == "RGB"
+
+    def read_csv(case: Path) -> None:
+        with contextlib.redirect_stdout(None):
+            rows, _ = prep.rows_to_check(names, case, None, None)
+        for name, label in zip(rows["name"], rows["label"], strict=True):
+            prep.located(name, label, images.resolve(), names)
+
+    header = 'image_name;label\ncut.jpg;Cat\n"whole.png";Dog\n../x.jpg;Cat\nhttp://a/b.jpg;Dog\n;\nä.jpg;Ä\n'
+    csvs = [
+        header.replace(";", mark).encode(code)
+        for mark in ";,\t"
+        for code in ("utf-8", "utf-16", "latin-1", "utf-8-sig")
+    ]
+    whole = [file.read_bytes() for file in images.iterdir() if file.stat().st_size < 100_000]
+    rows = []
+    for name, job, seeds, expected in (
+        ("photos", read_photo, whole, app.gr.Error),
+        ("CSVs", read_csv, csvs, (ValueError, OSError)),
+    ):
+        tries, refused, findings, chance = 0, 0, 0, random.Random(name)
+        end = time.monotonic() + 60 * minutes
+        while time.monotonic() < end:
+            tries += 1
+            case = folder / f"{name}-{tries}"
+            case.write_bytes(mutated(chance.choice(seeds), chance))  # it stays if the interpreter itself crashes
+            signal.alarm(20)  # longer is a finding as well
+            try:
+                job(case)
+            except expected:
+                refused += 1
+            except Exception as error:  # noqa: BLE001 - that is what is looked for
+                findings += 1
+                print(f"{case}: {type(error).__name__}: {error}", file=sys.stderr)
+                continue
+            case.unlink()
+        signal.alarm(0)
+        rows.append((name, tries, refused, findings))
+    table(("mutated", "tries", "refused", "findings"), rows)
+    sys.exit(any(row[3] for row in rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Timings and accuracy, as tables.")
     commands = parser.add_subparsers(required=True)
@@ -449,6 +605,15 @@ def main() -> None:
         command.add_argument("--data_path", type=Path, required=True, help="dataset that prep.py made")
         command.set_defaults(job=job)
     command.add_argument("--teacher", required=True, help="Hub id or folder, as finetune.py takes it")
+    command = commands.add_parser("soak", help=soak.__doc__)
+    command.add_argument("--predictions", type=int, default=5000)
+    command.add_argument(
+        "--leak", action="store_true", help="with an app that keeps 0.8 MB of each call; it has to fail"
+    )
+    command.set_defaults(job=soak)
+    command = commands.add_parser("fuzz", help=fuzz.__doc__)
+    command.add_argument("--minutes", type=float, default=20, help="for each of the two")
+    command.set_defaults(job=fuzz)
     arguments = vars(parser.parse_args())
     arguments.pop("job")(**arguments)
 

@@ -482,6 +482,16 @@ def test_a_dataset_whose_replacement_was_killed_comes_back(tmp_path):
     assert load_from_disk(str(tmp_path / "dataset")) and not (tmp_path / ".dataset.replaced").exists()
 
 
+def test_a_damaged_utf_16_csv_is_refused_in_one_sentence(tmp_path):
+    write_photos(tmp_path)
+    whole = (tmp_path / "labels.csv").read_text().encode("utf-16")
+    for damaged in (whole[:-1], whole[:42] + b"\x00\xdc" + whole[44:]):
+        (tmp_path / "labels.csv").write_bytes(damaged)
+        result = run("prep.py", *flags(tmp_path))
+        assert result.returncode == 1 and "begins as UTF-16 text, but is damaged" in result.stderr
+        assert "Traceback" not in result.stderr and not (tmp_path / "dataset").exists()
+
+
 def test_an_iphones_photos_are_jpeg_in_the_dataset_and_equal_copies_are_found(tmp_path):
     register_heif_opener()
     images, _ = write_photos(tmp_path)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -215,6 +216,20 @@ def first_saved_epoch(command, unfinished):
             assert process.poll() is None
         process.kill()
     return Path(saved)
+
+
+def test_control_c_says_so_in_one_line_and_how_to_go_on(dataset, tmp_path):
+    small = ["--weights", "none", "--image_size", "48", "--epochs", "50", "--checkpoints_path", tmp_path / "pets"]
+    command = [sys.executable, finetune.__file__, "--data_path", dataset, *small]
+    with subprocess.Popen(map(str, command), stderr=subprocess.PIPE) as process:
+        while not finetune.last_epoch(tmp_path / ".pets.unfinished"):
+            time.sleep(0.01)
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        stderr = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130 and "Traceback" not in stderr
+    assert stderr.splitlines()[-1].startswith("finetune.py: stopped; --resume continues")
+    assert [file.name for file in tmp_path.iterdir()] == [".pets.unfinished"]
 
 
 def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(dataset, tmp_path):

@@ -1207,6 +1207,10 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"finetune.py: error: {error}")
     except KeyboardInterrupt:
+        from tqdm import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", [])):  # or it would be drawn once more, behind the last line
+            bar.close()
         sys.unraisablehook = lambda _: None  # a progress bar that was stopped half made has no more to say
         print("finetune.py: stopped; --resume continues after the last whole epoch, if there was one", file=sys.stderr)
         sys.exit(130)

@@ -279,7 +279,7 @@ def test_a_client_that_leaves_frees_its_work(app_url):
 def test_a_stop_lets_the_running_prediction_finish(tmp_path, number, code):
     with app_process(GRADIO_TEMP_DIR=str(tmp_path)) as (process, url):
         called(url, "predict", data_url(CAT), "mobilenet")  # the model is there
-        files = [uploaded(url, "a.jpg", CAT.read_bytes())] * 300
+        files = [uploaded(url, "a.jpg", CAT.read_bytes())] * 150
         started = start_call(url, "predict_batch", files, "mobilenet")[2]
         with ThreadPoolExecutor(1) as waiting:
             answer = waiting.submit(result, url, "predict_batch", started)

@@ -231,6 +231,22 @@ async def no_download(url: str, cache_dir: str) -> str:
     raise gr.Error("Send the photo itself, not its address.", print_exception=False)
 
 
+def delete_files(blocks: gr.Blocks, age: float | None) -> None:
+    """Delete the files of clients that are older than `age` seconds, all if it is None, and their folders."""
+    keep = {file for block in blocks.blocks.values() for file in getattr(block, "keep_in_cache", ())}
+    for files in blocks.temp_file_sets:
+        for file in map(Path, list(files)):
+            with contextlib.suppress(FileNotFoundError):
+                if str(file) in keep or (age is not None and time.time() - file.lstat().st_ctime <= age):
+                    continue
+                file.unlink()
+            files.discard(str(file))
+            with contextlib.suppress(OSError):
+                file.parent.rmdir()
+
+
+# gradio's own stops for good when a file arrives while it goes through the set of them.
+gr.route_utils.delete_files_created_by_app = delete_files
 # gradio would answer null where an error is not a gr.Error, and download any address of the internet.
 gr.queueing.error_payload = error_in_words
 gr.processing_utils.async_ssrf_protected_download = no_download
@@ -907,6 +923,7 @@ def serve() -> int:
         max_file_size="20mb",
         footer_links=["api", "gradio"],
         run_history=False,
+        state_session_capacity=100,  # each call over HTTP is a session, and gradio keeps 10,000 of 0.1 MB
         mcp_server=True,
         enable_monitoring=False,
         theme=THEME,

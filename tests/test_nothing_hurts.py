@@ -1,7 +1,6 @@
 """What a public page is fed: odd files, crowds, curious visitors, broken repos, stops in the middle."""
 
 import base64
-import csv
 import hashlib
 import http.server
 import json
@@ -26,6 +25,7 @@ from gradio_client.exceptions import AppError
 from odd_files import odd_files
 from PIL import Image
 from playwright.sync_api import expect
+from test_page import classify_many, downloaded_rows
 
 import app
 
@@ -106,13 +106,8 @@ def test_the_page_answers_or_refuses_every_odd_file(browser, app_url, odd):
         page.reload()
     photo_box.set_input_files(folder / "cmyk.jpg")  # the page is as before
     expect(page.get_by_test_id("label-output-value").first).to_have_text(re.compile("Cat|Dog|Neither"), timeout=60_000)
-    page.get_by_role("tab", name="Many photos").click()
-    page.locator("input[type=file]:not([accept*=image])").first.set_input_files([folder / name for name in files])
-    expect(page.get_by_text(list(files)[-1][:12]).first).to_be_attached(timeout=60_000)
-    page.get_by_role("button", name="Classify").click()
-    with page.expect_download(timeout=60_000) as download:
-        page.get_by_role("button", name="Download the answers as CSV").click(timeout=60_000)
-    rows = list(csv.reader(download.value.path().open(encoding="utf-8")))[1:]
+    classify_many(page, [folder / name for name in files])
+    rows = downloaded_rows(page)[1:]
     assert {row[0]: bool(row[1]) for row in rows} == files and all(row[1] or REFUSED.search(row[3]) for row in rows)
     page.close()
 

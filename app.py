@@ -830,24 +830,17 @@ with gr.Blocks(title="Cat, dog or neither?", analytics_enabled=False, delete_cac
     with gr.Tab("About"):
         text = gr.Markdown()
 
-    demo.load(about, None, text, api_visibility="private")
-    answered = gr.on(
-        [photo.change, model.change], page_answer, [photo, model], [label, detail], api_visibility="private"
-    )
-    answered.success(about, None, text, api_visibility="private")
-    why.click(page_explain, [photo, model], [heatmap, legend], api_visibility="private")
-    gr.on(
-        [photo.change, model.change],
-        lambda: (gr.ImageSlider(None, visible=False), ""),
-        None,
-        [heatmap, legend],
-        api_visibility="private",
-    )
-    both.change(page_compare, both, [*opinions, agreement], api_visibility="private")
-    folder.upload(lambda chosen: chosen, folder, files, api_visibility="private")
-    classify.click(
-        page_batch, [files, model], [table, thumbnails, download], show_progress_on=files, api_visibility="private"
-    )
+    page = {"api_visibility": "private"}
+    at_once = {**page, "queue": False}  # what costs nothing takes no place from those who wait for an answer
+    demo.load(about, None, text, **at_once)
+    new = [photo.change, model.change]
+    answered = gr.on(new, page_answer, [photo, model], [label, detail], **page)
+    answered.success(about, None, text, **at_once)
+    gr.on(new, lambda: (gr.ImageSlider(None, visible=False), ""), None, [heatmap, legend], **at_once)
+    why.click(page_explain, [photo, model], [heatmap, legend], **page)
+    both.change(page_compare, both, [*opinions, agreement], **page)
+    folder.upload(lambda chosen: chosen, folder, files, **at_once)
+    classify.click(page_batch, [files, model], [table, thumbnails, download], show_progress_on=files, **page)
 
     api = gr.Button(visible=False)  # the endpoints for programs; their texts are the functions' docstrings
     api.click(predict, [photo, model], label, api_name="predict")

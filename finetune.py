@@ -1094,108 +1094,48 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data_path",
-        required=True,
-        default=argparse.SUPPRESS,
-        help="folder written by prep.py, or a dataset on the Hub",
-    )
-    data.add_argument(
-        "--nclasses", type=int, metavar="N", help="number of classes; checked against the data, which decides"
-    )
-    data.add_argument(
-        "--image_size", type=int, default=192, metavar="PIXELS", help="side of the square that a photo is scaled to"
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model_name",
-        default="mobilenet_v3_small",
-        choices=MODEL_NAMES,
-        metavar="NAME",
-        help=f"one of: {', '.join(MODEL_NAMES)}",
-    )
-    model.add_argument(
-        "--weights",
-        default="DEFAULT",
-        metavar="WHICH",
-        help="DEFAULT: torchvision's pretrained weights; none: from scratch; or a safetensors file",
-    )
-    model.add_argument(
-        "--teacher",
-        metavar="MODEL",
-        help="image classifier of any classes, a Hub id or folder that transformers loads, to learn from as well",
-    )
-    training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=int, default=3, metavar="N", help="passes over the training photos")
-    training.add_argument(
-        "--freeze_epochs", type=int, default=0, metavar="N", help="first epochs in which only the new last layer learns"
-    )
-    training.add_argument(
-        "--early_stopping", type=int, default=0, metavar="N", help="stop after N epochs without a better one; 0: never"
-    )
-    training.add_argument("--batch_size", type=int, default=64, metavar="N", help="photos per step, of all processes")
-    training.add_argument(
-        "--lr",
-        type=float,
-        default=1e-3,
-        metavar="RATE",
-        help="highest learning rate; it warms up and falls along a cosine",
-    )
-    training.add_argument(
-        "--label_smoothing", type=float, default=0.0, metavar="SHARE", help="share of the label given to all classes"
-    )
-    training.add_argument(
-        "--mix",
-        action="store_true",
-        help="mix photos and their labels by MixUp or CutMix: in half of the steps at first, and in fewer and fewer",
-    )
-    training.add_argument(
-        "--ema_decay",
-        type=float,
-        default=0.0,
-        metavar="DECAY",
-        help="evaluate the moving average of the weights, with this decay, such as 0.999; 0: the weights themselves",
-    )
-    training.add_argument(
-        "--class_weights",
-        default="auto",
-        choices=("auto", "none"),
-        help="auto: the loss counts rare classes more, by the root of their frequency",
-    )
-    training.add_argument(
-        "--monitor_metric_name",
-        default="accuracy",
-        choices=METRIC_NAMES,
-        help="validation metric that decides which epoch is kept",
-    )
-    training.add_argument(
-        "--seed", type=int, default=42, help="the same seed gives the same weights on the same machine"
-    )
-    training.add_argument(
-        "--device",
-        default="auto",
-        choices=("auto", "cuda", "mps", "cpu"),
-        help="auto takes the first of the others there is",
-    )
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--checkpoints_path",
-        metavar="FOLDER",
-        help="folder of the checkpoint; if not given, checkpoints/NAME of the model",
-    )
-    output.add_argument(
-        "--overwrite", action="store_true", help="replace a checkpoint, or an unfinished run, that is already there"
-    )
-    output.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on after the last whole epoch of a run that was stopped, if there is one",
-    )
-    output.add_argument("--export", choices=("onnx",), help="also write onnx/model.onnx to the checkpoint")
-    output.add_argument(
-        "--push_to_hub", metavar="REPO_ID", help="also upload the checkpoint to this model repo, private if it is new"
-    )
+    required = {"required": True, "default": argparse.SUPPRESS}
+    add = parser.add_argument_group("data").add_argument
+    add("--data_path", help="folder written by prep.py, or a dataset on the Hub", **required)
+    add("--nclasses", type=int, metavar="N", help="number of classes; checked against the data, which decides")
+    add("--image_size", type=int, default=192, metavar="PIXELS", help="side of the square that a photo is scaled to")
+    add = parser.add_argument_group("model").add_argument
+    names = {"choices": MODEL_NAMES, "metavar": "NAME", "help": f"one of: {', '.join(MODEL_NAMES)}"}
+    add("--model_name", default="mobilenet_v3_small", **names)
+    start = "DEFAULT: torchvision's pretrained weights; none: from scratch; or a safetensors file"
+    add("--weights", default="DEFAULT", metavar="WHICH", help=start)
+    taught = "image classifier of any classes, a Hub id or folder that transformers loads, to learn from as well"
+    add("--teacher", metavar="MODEL", help=taught)
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=int, default=3, metavar="N", help="passes over the training photos")
+    frozen = "first epochs in which only the new last layer learns"
+    add("--freeze_epochs", type=int, default=0, metavar="N", help=frozen)
+    add("--early_stopping", type=int, default=0, metavar="N", help="stop after N epochs without a better one; 0: never")
+    add("--batch_size", type=int, default=64, metavar="N", help="photos per step, of all processes")
+    rate = "highest learning rate; it warms up and falls along a cosine"
+    add("--lr", type=float, default=1e-3, metavar="RATE", help=rate)
+    smooth = "share of the label given to all classes"
+    add("--label_smoothing", type=float, default=0.0, metavar="SHARE", help=smooth)
+    mix = "mix photos and their labels by MixUp or CutMix: in half of the steps at first, and in fewer and fewer"
+    add("--mix", action="store_true", help=mix)
+    average = "evaluate the moving average of the weights, with this decay, such as 0.999; 0: the weights themselves"
+    add("--ema_decay", type=float, default=0.0, metavar="DECAY", help=average)
+    rare = "auto: the loss counts rare classes more, by the root of their frequency"
+    add("--class_weights", default="auto", choices=("auto", "none"), help=rare)
+    best = "validation metric that decides which epoch is kept"
+    add("--monitor_metric_name", default="accuracy", choices=METRIC_NAMES, help=best)
+    add("--seed", type=int, default=42, help="the same seed gives the same weights on the same machine")
+    devices = ("auto", "cuda", "mps", "cpu")
+    add("--device", default="auto", choices=devices, help="auto takes the first of the others there is")
+    add = parser.add_argument_group("output").add_argument
+    written = "folder of the checkpoint; if not given, checkpoints/NAME of the model"
+    add("--checkpoints_path", metavar="FOLDER", help=written)
+    add("--overwrite", action="store_true", help="replace a checkpoint, or an unfinished run, that is already there")
+    resumed = "go on after the last whole epoch of a run that was stopped, if there is one"
+    add("--resume", action="store_true", help=resumed)
+    add("--export", choices=("onnx",), help="also write onnx/model.onnx to the checkpoint")
+    pushed = "also upload the checkpoint to this model repo, private if it is new"
+    add("--push_to_hub", metavar="REPO_ID", help=pushed)
     return parser
 
 

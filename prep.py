@@ -24,6 +24,7 @@ import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
@@ -221,6 +222,22 @@ def located(name: str, label: str, image_folder: Path, files: dict[str, list[str
     return Photo(file=str(file))
 
 
+@contextmanager
+def opened(file: str):
+    """Give the photo of a file, not decoded yet, as Pillow's image.
+
+    Raises:
+        OSError: if it is none of the formats that are taken.
+    """
+    from PIL import Image
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    # Not by its name: Pillow 12.3 would map an uncompressed TIFF into memory, and garble it if it is to be turned.
+    with Path(file).open("rb") as binary, Image.open(binary, formats=IMAGE_FORMATS) as image:
+        yield image
+
+
 def inspected(photo: Photo, image_folder: Path, copies: Path, image_size: int | None) -> Photo:
     """Return the `Photo` with what its pixels are; a copy goes to `copies` if it has to be turned or made smaller."""
     if photo.reason:
@@ -228,12 +245,9 @@ def inspected(photo: Photo, image_folder: Path, copies: Path, image_size: int | 
     import imagehash
     import numpy as np
     from PIL import Image, ImageOps
-    from pillow_heif import register_heif_opener
 
-    register_heif_opener()
     try:
-        # Not by its name: Pillow 12.3 would map an uncompressed TIFF into memory, and garble it if it is to be turned.
-        with Path(photo.file).open("rb") as file, Image.open(file, formats=IMAGE_FORMATS) as image:
+        with opened(photo.file) as image:
             if image.width * image.height > MAX_PIXELS:
                 return Photo("too many pixels", f"{image.width} x {image.height}, the limit is {MAX_PIXELS}")
             turned = image.getexif().get(0x0112, 1) != 1
@@ -442,9 +456,7 @@ def contact_sheet(table, path: Path) -> None:
     """Write the picture of photos that were left out for having a copy: a row of pictures for each group of copies."""
     from matplotlib.font_manager import findfont
     from PIL import Image, ImageDraw, ImageFont, ImageOps
-    from pillow_heif import register_heif_opener
 
-    register_heif_opener()
     copies = table[(table["pixels"] != b"") & table.duplicated("pixels", keep=False)]
     groups = sorted(
         (same for _, same in copies.groupby("pixels", sort=False)),
@@ -457,7 +469,7 @@ def contact_sheet(table, path: Path) -> None:
     for row, same in enumerate(groups):
         for column, (_, photo) in zip(range(columns), same.iterrows()):  # noqa: B905 - as many as there is room for
             x, y = 220 * column + 10, 250 * row + 10
-            with Path(photo["file"]).open("rb") as file, Image.open(file, formats=IMAGE_FORMATS) as image:
+            with opened(photo["file"]) as image:
                 image.draft("RGB", (400, 400))
                 sheet.paste(ImageOps.contain(ImageOps.exif_transpose(image).convert("RGB"), (200, 200)), (x, y))
             name = photo["name"] if len(photo["name"]) < 30 else "…" + photo["name"][-29:]
@@ -765,45 +777,28 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    paths = parser.add_argument_group("input and output")
     required = {"required": True, "default": argparse.SUPPRESS}
-    paths.add_argument("--image_path", metavar="FOLDER", help="folder with the photos, which is only read", **required)
-    paths.add_argument(
-        "--label_path", metavar="CSV", help="labels; if not given, the folders in the image folder are the classes"
-    )
-    paths.add_argument("--image_column", metavar="NAME", help="column with the photos' names; guessed if not given")
-    paths.add_argument("--label_column", metavar="NAME", help="column with the labels; guessed if not given")
-    paths.add_argument("--dst_path", metavar="FOLDER", help="where the dataset is written", **required)
-    paths.add_argument("--overwrite", action="store_true", help="replace a dataset that is already there")
-    paths.add_argument(
-        "--push_to_hub", metavar="REPO_ID", help="also upload it to this dataset repo, private if it is new"
-    )
-    split = parser.add_argument_group("split")
-    split.add_argument(
-        "--test_size",
-        type=size,
-        default=0.3,
-        metavar="SIZE",
-        help="share or number of all photos that is kept for the final test",
-    )
-    split.add_argument(
-        "--validation_size",
-        type=size,
-        default=0.1,
-        metavar="SIZE",
-        help="share or number of the remaining photos that picks the best epoch",
-    )
-    split.add_argument("--seed", type=int, default=42, help="the same seed gives the same split")
-    photos = parser.add_argument_group("photos")
-    photos.add_argument(
-        "--image_size",
-        type=int,
-        metavar="PIXELS",
-        help="scale larger photos down to this shorter side; if not given, none",
-    )
-    photos.add_argument(
-        "--num_proc", type=int, default=os.cpu_count(), metavar="N", help="photos that are checked at the same time"
-    )
+    add = parser.add_argument_group("input and output").add_argument
+    add("--image_path", metavar="FOLDER", help="folder with the photos, which is only read", **required)
+    labels = "labels; if not given, the folders in the image folder are the classes"
+    add("--label_path", metavar="CSV", help=labels)
+    add("--image_column", metavar="NAME", help="column with the photos' names; guessed if not given")
+    add("--label_column", metavar="NAME", help="column with the labels; guessed if not given")
+    add("--dst_path", metavar="FOLDER", help="where the dataset is written", **required)
+    add("--overwrite", action="store_true", help="replace a dataset that is already there")
+    pushed = "also upload it to this dataset repo, private if it is new"
+    add("--push_to_hub", metavar="REPO_ID", help=pushed)
+    add = parser.add_argument_group("split").add_argument
+    test = "share or number of all photos that is kept for the final test"
+    add("--test_size", type=size, default=0.3, metavar="SIZE", help=test)
+    validation = "share or number of the remaining photos that picks the best epoch"
+    add("--validation_size", type=size, default=0.1, metavar="SIZE", help=validation)
+    add("--seed", type=int, default=42, help="the same seed gives the same split")
+    add = parser.add_argument_group("photos").add_argument
+    smaller = "scale larger photos down to this shorter side; if not given, none"
+    add("--image_size", type=int, metavar="PIXELS", help=smaller)
+    workers = "photos that are checked at the same time"
+    add("--num_proc", type=int, default=os.cpu_count(), metavar="N", help=workers)
     return parser
 
 

@@ -5,6 +5,7 @@
     python tests/benchmark.py options --data_path dataset --teacher efficientnet_lite0
     python tests/benchmark.py serve --image_path full_size
     python tests/benchmark.py accuracy --image_path images --label_path labels.csv
+    python tests/benchmark.py crowd
     python tests/benchmark.py soak
     python tests/benchmark.py fuzz --minutes 20
 
@@ -229,20 +230,27 @@ OPTIONS = ("", "--teacher {}", "--mix", "--label_smoothing 0.1", "--ema_decay 0.
 
 def options(data_path: Path, teacher: str) -> None:
     """Test accuracy and F1 with each option of the training, from scratch at 96 pixels, 20 epochs, for three seeds."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tqdm import tqdm
+
+    def trained(option: str, seed: str) -> tuple[float, ...]:
+        with tempfile.TemporaryDirectory() as scratch:
+            command = ["env", "OMP_NUM_THREADS=1", sys.executable, ROOT / "finetune.py", "--data_path", data_path]
+            command += ["--weights", "none", "--image_size", "96", "--epochs", "20", "--batch_size", "32"]
+            command += ["--lr", "2e-3", "--seed", seed, "--checkpoints_path", Path(scratch, "pets")]
+            printed([*command, *option.format(teacher).split()])
+            card = Path(scratch, "pets", "README.md").read_text()
+        return tuple(float(re.search(rf"- {name}: (\S+)", card)[1]) for name in ("accuracy", "f1"))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a run for each core: together they take less time
+        runs = [pool.submit(trained, option, seed) for option in OPTIONS for seed in ("1", "2", "3")]
+        found = [run.result() for run in tqdm(runs, unit="run")]
     rows = []
-    for option in OPTIONS:
-        found = []
-        for seed in ("1", "2", "3"):
-            with tempfile.TemporaryDirectory() as scratch:
-                command = [sys.executable, ROOT / "finetune.py", "--data_path", data_path, "--weights", "none"]
-                command += ["--image_size", "96", "--epochs", "20", "--batch_size", "32", "--lr", "2e-3"]
-                command += ["--seed", seed]
-                printed([*command, *option.format(teacher).split(), "--checkpoints_path", Path(scratch, "pets")])
-                card = Path(scratch, "pets", "README.md").read_text()
-            found.append([float(re.search(rf"- {name}: (\S+)", card)[1]) for name in ("accuracy", "f1")])
-        means = [sum(values) / len(found) for values in zip(*found, strict=True)]
-        rows.append((option.split(" {")[0] or "none", *(f"{one:.4f}, {two:.4f}" for one, two in (*found, means))))
-        print(*rows[-1], file=sys.stderr)
+    for index, option in enumerate(OPTIONS):
+        seeds = found[3 * index : 3 * index + 3]
+        means = [sum(values) / 3 for values in zip(*seeds, strict=True)]
+        rows.append((option.split(" {")[0] or "none", *(f"{one:.4f}, {two:.4f}" for one, two in (*seeds, means))))
     table(("option", "seed 1: accuracy, F1", "seed 2", "seed 3", "mean"), rows)
 
 
@@ -437,6 +445,48 @@ def accuracy(image_path: Path, label_path: Path) -> None:
     table(("model", "accuracy", "Cat recall", "Dog recall", "Neither recall", "calibration error"), rows)
 
 
+def crowd(callers: int) -> None:
+    """Callers who all send a photo at the same moment: how many are answered or told that the app is busy, and when."""
+    import io
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+    from conftest import running_app
+    from PIL import Image
+    from test_nothing_hurts import result, start_call, uploaded
+
+    with Image.open(ROOT / "examples" / "cat-chelsea.jpg") as photo:
+        pixels = np.asarray(photo.convert("RGB"))
+    with running_app(VIT_MODEL="nowhere") as url, ThreadPoolExecutor(callers) as pool:
+
+        def upload(number: int) -> dict:
+            file = io.BytesIO()
+            Image.fromarray(np.roll(pixels, number, axis=1)).save(file, "JPEG")  # so no answer comes from memory
+            return uploaded(url, "a.jpg", file.getvalue())
+
+        def call(file: dict) -> tuple[str, float]:
+            start = time.perf_counter()
+            status, _, content = start_call(url, "predict", file, "mobilenet")
+            kind = "busy" if status == 503 else "lost"
+            if status == 200 and "event: complete" in result(url, "predict", content):
+                kind = "answered"
+            return kind, time.perf_counter() - start
+
+        call(upload(callers))  # the model is there
+        files = [upload(number) for number in range(callers)]
+        found = list(pool.map(call, files))
+        alone = call(upload(callers + 1))
+    rows = []
+    for kind in ("answered", "busy", "lost"):
+        times = [seconds for one, seconds in found if one == kind]
+        rows.append(
+            (kind, len(times), *(f"{np.quantile(times, share):.2f}" if times else "" for share in (0.5, 0.95, 1)))
+        )
+    table((f"of {callers} callers at once", "number", "s, median", "s, 95th percentile", "s, longest"), rows)
+    print(f"The next call: {alone[0]} in {alone[1]:.2f} s")
+    sys.exit(any(kind == "lost" for kind, _ in [*found, alone]))
+
+
 SOAKED = """
 import app, os, sys
 import numpy as np
@@ -605,6 +655,9 @@ def main() -> None:
         command.add_argument("--data_path", type=Path, required=True, help="dataset that prep.py made")
         command.set_defaults(job=job)
     command.add_argument("--teacher", required=True, help="Hub id or folder, as finetune.py takes it")
+    command = commands.add_parser("crowd", help=crowd.__doc__)
+    command.add_argument("--callers", type=int, default=64)
+    command.set_defaults(job=crowd)
     command = commands.add_parser("soak", help=soak.__doc__)
     command.add_argument("--predictions", type=int, default=5000)
     command.add_argument(

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,14 @@ def test_the_docstrings_commands_name_flags_that_exist(scripts):
 def test_the_two_set_up_commands_stand_as_ci_runs_them():
     assert "pip install -r requirements.txt && python app.py" in COMMANDS
     assert "pip install -r requirements.txt -r tests/requirements.txt && pytest" in COMMANDS
+
+
+def test_the_weekly_look_for_known_flaws_sees_what_is_installed(scripts):
+    command = next(command for command in COMMANDS if command.endswith("pip-audit"))
+    result = shell(f"{command} --dry-run", scripts)  # it has everything but the answers of the network
+    assert result.returncode == 0, result.stderr
+    installed = {item.metadata["Name"] for item in distributions()}
+    assert int(re.search(r"would have audited (\d+) packages", result.stderr)[1]) >= 0.9 * len(installed)
 
 
 def test_the_front_matter_suits_a_space_and_the_requirements():

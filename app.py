@@ -75,6 +75,7 @@ CELLS = 6  # of a heatmap, in each direction
 HOUR = 3600
 MAX_WAITING = 32  # calls in the queue; a ViT of 0.25 s a photo answers as many in 8 s
 MAX_BODY = 28_000_000  # bytes of a call that is no upload: a photo of 20 MB as a data URL
+FREE_BYTES = 200_000_000  # of the disk, which uploads leave free
 LAST_SECONDS = 7  # that running predictions get when the server is to stop
 BUSY = "The app is busy. Try again in a few seconds."
 
@@ -245,8 +246,18 @@ def delete_files(blocks: gr.Blocks, age: float | None) -> None:
                 file.parent.rmdir()
 
 
-# gradio's own stops for good when a file arrives while it goes through the set of them.
+def upload_file(**options):
+    """Return the temporary file of an upload, which is known from now on: many an upload is cut off."""
+    file = tempfile.NamedTemporaryFile(**options)  # noqa: SIM115 - gradio closes it
+    demo.upload_file_set.add(file.name)
+    return file
+
+
+# gradio's own stops for good when a file arrives while it goes through the set of them, and forgets uploads that are cut.
 gr.route_utils.delete_files_created_by_app = delete_files
+gr.route_utils.NamedTemporaryFile = upload_file
+# gradio would write an empty file for each file that a call names, and never delete it.
+gr.File._process_single_file = gr.UploadButton._process_single_file = lambda self, file: file.path
 # gradio would answer null where an error is not a gr.Error, and download any address of the internet.
 gr.queueing.error_payload = error_in_words
 gr.processing_utils.async_ssrf_protected_download = no_download
@@ -879,7 +890,10 @@ def guarded(app: Callable) -> Callable:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > MAX_BODY and not scope["path"].endswith("/upload"):
+            if scope["path"].endswith("/upload"):
+                if shutil.disk_usage(get_upload_folder()).free < FREE_BYTES:
+                    raise HTTPException(507, "The server has no room for more photos. Try again in an hour.")
+            elif received > MAX_BODY:
                 raise HTTPException(413, f"A call may have {MAX_BODY // 1_000_000} MB. Upload the photo instead.")
             return message
 

@@ -451,9 +451,9 @@ def crowd(callers: int) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
-    from conftest import running_app
+    from conftest import result, running_app, start_call
     from PIL import Image
-    from test_nothing_hurts import result, start_call, uploaded
+    from test_nothing_hurts import uploaded
 
     with Image.open(ROOT / "examples" / "cat-chelsea.jpg") as photo:
         pixels = np.asarray(photo.convert("RGB"))
@@ -499,13 +499,13 @@ os._exit(app.serve())
 
 
 def soak(predictions: int, leak: bool) -> None:
-    """Thousands of calls, 8 at a time, a tenth with damaged files, a tenth by clients that leave: what stays behind."""
+    """Thousands of calls, 8 at a time; of ten one is a batch, one damaged, one by a client that leaves: what stays behind."""
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
-    from conftest import app_process
+    from conftest import app_process, called, start_call
     from PIL import Image
-    from test_nothing_hurts import REFUSED, called, start_call, uploaded
+    from test_nothing_hurts import REFUSED, uploaded
     from tqdm import tqdm
 
     photos = [Image.open(file).convert("RGB").resize((320, 240)) for file in sorted(ROOT.glob("examples/*-*.jpg"))]
@@ -527,7 +527,10 @@ def soak(predictions: int, leak: bool) -> None:
             with urllib.request.urlopen(f"{url}/gradio_api/call/predict/{event}") as stream:
                 stream.fp.raw._sock.shutdown(2)
             return True
-        return "event: complete" in called(url, "predict", uploaded(url, "whole.jpg", content), "mobilenet")
+        photo = uploaded(url, "whole.jpg", content)
+        if number % 10 == 5:
+            return "event: complete" in called(url, "predict_batch", [photo, photo], "mobilenet")
+        return "event: complete" in called(url, "predict", photo, "mobilenet")
 
     samples, failures = [], 0
     arguments = ("-c", SOAKED, *["leak"] * leak)

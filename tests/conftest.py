@@ -1,6 +1,7 @@
 """What the tests share: drawn photos, tiny models, the scripts as subprocesses, the app on a port, a real browser."""
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -118,6 +120,32 @@ def app_url(tmp_path_factory):
     """The app as a visitor without a network gets it: the shipped checkpoint, and no Hub for the other model."""
     with running_app(HF_HOME=str(tmp_path_factory.mktemp("cold-cache"))) as url:
         yield url
+
+
+def asked(url: str, body: bytes | None = None, **headers) -> tuple[int, dict, bytes]:
+    """Return status, headers and content that a GET, or with a body a POST, gets."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as answer:
+            return answer.status, dict(answer.headers), answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), error.read()
+
+
+def start_call(url: str, api_name: str, *data) -> tuple[int, dict, bytes]:
+    """Return what the first of the two plain HTTP calls of an endpoint gets."""
+    headers = {"Content-Type": "application/json"}
+    return asked(f"{url}/gradio_api/call/{api_name}", json.dumps({"data": data}).encode(), **headers)
+
+
+def result(url: str, api_name: str, started: bytes) -> str:
+    """Return what the second one gets."""
+    return asked(f"{url}/gradio_api/call/{api_name}/{json.loads(started)['event_id']}")[2].decode()
+
+
+def called(url: str, api_name: str, *data) -> str:
+    """Return what an endpoint answers, without any client library."""
+    status, _, content = start_call(url, api_name, *data)
+    return result(url, api_name, content) if status == 200 else content.decode()
 
 
 @pytest.fixture

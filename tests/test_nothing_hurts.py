@@ -8,18 +8,18 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, app_process, hub_login, running_app
+from conftest import ROOT, app_process, asked, called, hub_login, result, running_app, start_call
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from odd_files import odd_files
@@ -31,29 +31,6 @@ import app
 
 REFUSED = re.compile(r"cannot be read as a photo|more than \d+ million pixels")
 CAT = app.EXAMPLES / "cat-chelsea.jpg"
-
-
-def asked(url: str, body: bytes | None = None, **headers) -> tuple[int, dict, bytes]:
-    """Return status, headers and content that a GET, or with a body a POST, gets."""
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as answer:
-            return answer.status, dict(answer.headers), answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, dict(error.headers), error.read()
-
-
-def start_call(url: str, api_name: str, *data) -> tuple[int, dict, bytes]:
-    headers = {"Content-Type": "application/json"}
-    return asked(f"{url}/gradio_api/call/{api_name}", json.dumps({"data": data}).encode(), **headers)
-
-
-def result(url: str, api_name: str, started: bytes) -> str:
-    return asked(f"{url}/gradio_api/call/{api_name}/{json.loads(started)['event_id']}")[2].decode()
-
-
-def called(url: str, api_name: str, *data) -> str:
-    status, _, content = start_call(url, api_name, *data)
-    return result(url, api_name, content) if status == 200 else content.decode()
 
 
 def data_url(file: Path) -> dict:
@@ -255,11 +232,30 @@ def test_uploads_and_results_are_deleted_after_their_time(tmp_path):
     with app_process(arguments=("-c", short), GRADIO_TEMP_DIR=str(tmp_path)) as (_, url):
         file = uploaded(url, "a.jpg", CAT.read_bytes())
         assert "event: complete" in called(url, "predict_batch", [file], "mobilenet")
+        half = f"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: {10**6}\r\n"
+        half += (
+            'Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\nContent-Disposition: form-data; name="files"; '
+        )
+        address = urllib.parse.urlsplit(url)
+        with socket.create_connection((address.hostname, address.port)) as connection:
+            connection.sendall(half.encode() + b'filename="b.jpg"\r\n\r\n' + bytes(100_000))
+            while not list(tmp_path.glob("tmp*")):
+                time.sleep(0.01)
         for _ in range(300):
-            if not Path(file["path"]).exists():
+            left = [path for path in (Path(file["path"]), *tmp_path.glob("tmp*")) if path.exists()]
+            if not left:
                 break
             time.sleep(0.1)
-        assert not Path(file["path"]).exists()
+        assert not left
+
+
+def test_uploads_leave_room_on_the_disk():
+    full = "import app, os; app.FREE_BYTES = 10**18; os._exit(app.serve())"
+    with app_process(arguments=("-c", full)) as (_, url):
+        kind = {"Content-Type": "multipart/form-data; boundary=x"}
+        status, _, content = asked(f"{url}/gradio_api/upload", b"--x--", **kind)
+        assert status == 507 and b"no room for more photos" in content
+        assert "event: complete" in called(url, "predict", data_url(CAT), "mobilenet")
 
 
 def test_a_client_that_leaves_frees_its_work(app_url):

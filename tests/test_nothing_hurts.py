@@ -258,12 +258,24 @@ def test_uploads_leave_room_on_the_disk():
         assert "event: complete" in called(url, "predict", data_url(CAT), "mobilenet")
 
 
-def test_a_client_that_leaves_frees_its_work(app_url):
-    files = [uploaded(app_url, "a.jpg", CAT.read_bytes())] * app.MAX_FILES
-    event = json.loads(start_call(app_url, "predict_batch", files, "mobilenet")[2])["event_id"]
-    with urllib.request.urlopen(f"{app_url}/gradio_api/call/predict_batch/{event}") as stream:
-        stream.fp.raw._sock.shutdown(2)
-    assert "event: complete" in called(app_url, "predict_batch", files[:1], "mobilenet")
+def test_a_client_that_leaves_frees_its_work(tmp_path):
+    looked_at = tmp_path / "looked_at"
+    counting = f"""if True:
+        import app, os
+        answers = app.answers
+        def counted(photos, model):
+            with open({str(looked_at)!r}, "a") as file:
+                file.write("x" * len(photos))
+            return answers(photos, model)
+        app.answers = counted
+        os._exit(app.serve())"""
+    with app_process(arguments=("-c", counting)) as (_, url):
+        files = [uploaded(url, "a.jpg", CAT.read_bytes())] * app.MAX_FILES
+        event = json.loads(start_call(url, "predict_batch", files, "mobilenet")[2])["event_id"]
+        with urllib.request.urlopen(f"{url}/gradio_api/call/predict_batch/{event}") as stream:
+            stream.fp.raw._sock.shutdown(2)
+        assert "event: complete" in called(url, "predict_batch", files[:1], "mobilenet")
+    assert 1 <= looked_at.stat().st_size < app.MAX_FILES
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

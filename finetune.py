@@ -708,8 +708,9 @@ def finetune(
     Raises:
         OSError, ValueError: with one sentence that says what is wrong; nothing is left at `checkpoints_path` then.
     """
-    command = command_line(locals())
-    check_numbers(locals())
+    asked = dict(locals())
+    check_numbers(asked)
+    command = command_line(asked)
     folder = Path(checkpoints_path or Path("checkpoints") / model_name)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     check_output(folder, overwrite or (resume and unfinished.exists()))
@@ -803,29 +804,9 @@ def finetune(
     model = (trainer.model.average.module if ema_decay else model).cpu().eval()
     measured = metrics(prediction)
     if processes.is_main_process:
-        temperature = best_temperature(tuning.predictions, tuning.label_ids)
         scratch = unfinished / "result"
         shutil.rmtree(scratch, ignore_errors=True)
-        threshold = unsure_below(tuning.predictions, tuning.label_ids, temperature)
-        calibrated = {"temperature": temperature, "unsure_below": threshold}  # what the app needs beside the weights
-        write_checkpoint(str(scratch), model, model_name, names, processor, **calibrated)
-        draw_pictures(str(scratch), trainer.state.log_history, prediction, splits["test"], names, temperature)
-        card = model_card(
-            splits,
-            prediction,
-            architecture=model_name,
-            size=image_size,
-            data_name=Path(data_path).name,
-            start=START.get(weights, f"from the weights in {weights}")
-            + (f" and with {Path(teacher).name} as its teacher" if teacher else ""),
-            monitor=monitor_metric_name,
-            best=best_epoch(trainer.state.log_history, monitor_metric_name),
-            command=command,
-            temperature=temperature,
-        )
-        card.save(scratch / "README.md")
-        if export == "onnx":
-            export_onnx(scratch, model, image_size)
+        write_result(scratch, model, processor, splits, trainer.state.log_history, tuning, prediction, asked)
         if folder.exists():
             folder.rename(unfinished / "replaced")
         scratch.rename(folder)
@@ -835,6 +816,40 @@ def finetune(
             push(folder, push_to_hub)
     processes.wait_for_everyone()
     return model, measured
+
+
+def write_result(
+    folder: Path, model, processor, splits, log_history: list[dict], tuning, prediction, asked: dict
+) -> None:
+    """Write all of a checkpoint to a new folder: weights, config, preprocessing, pictures, card, and ONNX if asked for.
+
+    Args:
+        tuning, prediction: the Trainer's, of the validation and of the test split.
+        asked: the arguments of `finetune`.
+    """
+    names = splits["train"].features["label"].names
+    temperature = best_temperature(tuning.predictions, tuning.label_ids)
+    threshold = unsure_below(tuning.predictions, tuning.label_ids, temperature)
+    calibrated = {"temperature": temperature, "unsure_below": threshold}  # what the app needs beside the weights
+    write_checkpoint(str(folder), model, asked["model_name"], names, processor, **calibrated)
+    draw_pictures(str(folder), log_history, prediction, splits["test"], names, temperature)
+    start = START.get(asked["weights"], f"from the weights in {asked['weights']}")
+    monitor = asked["monitor_metric_name"]
+    card = model_card(
+        splits,
+        prediction,
+        architecture=asked["model_name"],
+        size=asked["image_size"],
+        data_name=Path(asked["data_path"]).name,
+        start=start + (f" and with {Path(asked['teacher']).name} as its teacher" if asked["teacher"] else ""),
+        monitor=monitor,
+        best=best_epoch(log_history, monitor),
+        command=command_line(asked),
+        temperature=temperature,
+    )
+    card.save(folder / "README.md")
+    if asked["export"] == "onnx":
+        export_onnx(folder, model, asked["image_size"])
 
 
 def check_numbers(asked: dict) -> None:

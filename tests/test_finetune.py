@@ -114,21 +114,9 @@ def test_the_best_epoch_by_the_monitored_metric_is_saved(dataset, tmp_path):
     chosen = set()
     for metric in ("accuracy", "loss"):
         folder = tmp_path / metric
-        options = [
-            "--weights",
-            "none",
-            "--epochs",
-            "4",
-            "--lr",
-            "0.02",
-            "--image_size",
-            "48",
-            "--monitor_metric_name",
-            metric,
-        ]
-        result = run("finetune.py", "--data_path", dataset, "--checkpoints_path", folder, *options)
-        assert result.returncode == 0, result.stderr
-        values = [float(value) for value in re.findall(rf"'eval_{metric}': '([^']+)'", result.stdout)]
+        options = ["--epochs", "4", "--lr", "0.02", "--batch_size", "64", "--monitor_metric_name", metric]
+        printed = finetuned(dataset, folder, *options)
+        values = [float(value) for value in re.findall(rf"'eval_{metric}': '([^']+)'", printed)]
         epoch, value = re.search(
             rf"validation {metric}: epoch (\d+), (\d+\.\d+)", (folder / "README.md").read_text()
         ).groups()
@@ -242,16 +230,16 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(dataset, tmp_pat
     half_saved = unfinished / f"checkpoint-{2 * steps}" / "trainer_state.json"  # as if killed while it wrote this
     half_saved.parent.mkdir(exist_ok=True)
     half_saved.write_text("")
-    again = run("finetune.py", *command)
-    assert again.returncode != 0 and "Add --resume to continue it" in again.stderr
-    other = run("finetune.py", *command, "--resume", "--seed", "3")
-    assert other.returncode != 0 and "was begun by another command" in other.stderr
+    with pytest.raises(SystemExit, match="Add --resume to continue it"):
+        finetune.main([*map(str, command)])
+    with pytest.raises(SystemExit, match="was begun by another command"):
+        finetune.main([*map(str, command), "--resume", "--seed", "3"])
     assert run("finetune.py", *command, "--resume").returncode == 0
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["cut", "whole"]
-    done = run("finetune.py", *command, "--resume")
-    assert done.returncode != 0 and "is not empty" in done.stderr
+    with pytest.raises(SystemExit, match="is not empty"):
+        finetune.main([*map(str, command), "--resume"])
 
 
 @pytest.mark.parametrize("launcher", ["torch.distributed.run --nproc_per_node", LAUNCH])
@@ -482,13 +470,11 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(dataset, tmp_path, 
 def test_a_checkpoint_that_exists_is_replaced_only_on_demand(checkpoint, dataset, tmp_path):
     folder = tmp_path / "mine"
     shutil.copytree(checkpoint, folder)
-    refused = run("finetune.py", "--data_path", dataset, *SHORT, "--checkpoints_path", folder)
-    assert refused.returncode != 0 and "--overwrite" in refused.stderr
+    with pytest.raises(SystemExit, match="--overwrite"):
+        finetuned(dataset, folder, "--epochs", "1")
     assert (folder / "README.md").read_text() == (checkpoint / "README.md").read_text()
-    done = run(
-        "finetune.py", "--data_path", dataset, *SHORT, "--image_size", "48", "--checkpoints_path", folder, "--overwrite"
-    )
-    assert done.returncode == 0 and (folder / "README.md").read_text() != (checkpoint / "README.md").read_text()
+    finetuned(dataset, folder, "--epochs", "1", "--overwrite")
+    assert (folder / "README.md").read_text() != (checkpoint / "README.md").read_text()
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 
 

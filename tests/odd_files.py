@@ -80,6 +80,7 @@ def odd_files(folder: Path, photo: Image.Image) -> dict[str, bool]:
         "one-pixel.png": (stored(photo.resize((1, 1)), "PNG"), True),
         "one-pixel-high.png": (stored(photo.resize((5000, 1)), "PNG"), True),
         "one-pixel-wide.jpg": (stored(photo.resize((1, 5000)), "JPEG"), True),
+        "too-many-pixels.png": (png_of(10_000, 10_000, bytes(10_001 * 10_000)), False),  # Pillow only warns of these
         "bomb.png": (png_of(20_000, 20_000, bytes(20_001 * 20_000)), False),
         "claims-4-billion.png": (png_of(65_000, 65_000), False),
         "claims-most.png": (png_of(2**31 - 1, 2**31 - 1), False),

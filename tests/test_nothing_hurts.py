@@ -125,14 +125,14 @@ FILES_OF_THE_SERVER = [
         "runs",
         "run-history/records",
     ),
-    *("../static/../app.py", "../assets/..%2f..%2f..%2fetc%2fpasswd", "../monitoring", "../monitoring/summary"),
+    *("../static/../app.py", "../assets/..%2f..%2f..%2fetc%2fpasswd", "/monitoring", "/monitoring/summary"),
     "custom_component/x/client/component/..%2f..%2fapp.py",
 ]
 
 
 @pytest.mark.parametrize("path", FILES_OF_THE_SERVER)
 def test_the_server_hands_out_no_files_and_no_insights(app_url, path):
-    status, _, content = asked(f"{app_url}/gradio_api/{path}")
+    status, _, content = asked(f"{app_url}{path if path.startswith('/') else f'/gradio_api/{path}'}")
     assert status in (400, 403, 404) and b"root:" not in content and b"import gradio" not in content
 
 
@@ -155,6 +155,8 @@ def test_no_address_is_fetched_for_a_client(app_url):
         assert "event: error" in (said := called(app_url, "predict", file, "mobilenet")), (file, said)
         assert "event: error" in (said := called(app_url, "predict_batch", [file], "mobilenet")), (file, said)
     assert "Send the photo itself" in called(app_url, "predict", files[1], "mobilenet")
+    # gradio would go and get what lies at a public address, for anybody.
+    assert b"Other sites are not fetched" in asked(f"{app_url}/gradio_api/file=https://example.org/x.jpg")[2]
     inside.shutdown()
     assert not hits
 

@@ -5,7 +5,7 @@
 #   "datasets>=5.2,<6",
 #   "huggingface_hub>=2.4,<3",
 #   "matplotlib>=3.10,<4",
-#   "numpy>=2,<3",
+#   "numpy>=2.2,<3",
 #   "pillow>=12,<13",
 #   "safetensors>=0.8,<1",
 #   "scikit-learn>=1.9,<2",

@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -451,9 +450,8 @@ def crowd(callers: int) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
-    from conftest import result, running_app, start_call
+    from conftest import result, running_app, start_call, uploaded
     from PIL import Image
-    from test_nothing_hurts import uploaded
 
     with Image.open(ROOT / "examples" / "cat-chelsea.jpg") as photo:
         pixels = np.asarray(photo.convert("RGB"))
@@ -503,9 +501,9 @@ def soak(predictions: int, leak: bool) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
-    from conftest import app_process, called, start_call
+    from conftest import app_process, called, leave, uploaded
     from PIL import Image
-    from test_nothing_hurts import REFUSED, uploaded
+    from test_nothing_hurts import REFUSED
     from tqdm import tqdm
 
     photos = [Image.open(file).convert("RGB").resize((320, 240)) for file in sorted(ROOT.glob("examples/*-*.jpg"))]
@@ -521,11 +519,7 @@ def soak(predictions: int, leak: bool) -> None:
         if number % 10 == 3:
             return bool(REFUSED.search(called(url, "predict", uploaded(url, "cut.jpg", content[:900]), "mobilenet")))
         if number % 10 == 7:
-            event = json.loads(start_call(url, "predict", uploaded(url, "left.jpg", content), "mobilenet")[2])[
-                "event_id"
-            ]
-            with urllib.request.urlopen(f"{url}/gradio_api/call/predict/{event}") as stream:
-                stream.fp.raw._sock.shutdown(2)
+            leave(url, "predict", uploaded(url, "left.jpg", content), "mobilenet")
             return True
         photo = uploaded(url, "whole.jpg", content)
         if number % 10 == 5:
@@ -639,7 +633,9 @@ def fuzz(minutes: float) -> None:
         signal.alarm(0)
         rows.append((name, tries, refused, findings))
     table(("mutated", "tries", "refused", "findings"), rows)
-    sys.exit(any(row[3] for row in rows))
+    if any(row[3] for row in rows):
+        sys.exit(f"The findings are in {folder}.")
+    shutil.rmtree(folder)
 
 
 def main() -> None:

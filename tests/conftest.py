@@ -148,6 +148,22 @@ def called(url: str, api_name: str, *data) -> str:
     return result(url, api_name, content) if status == 200 else content.decode()
 
 
+def leave(url: str, api_name: str, *data) -> None:
+    """Start a call and hang up while it is answered."""
+    event = json.loads(start_call(url, api_name, *data)[2])["event_id"]
+    with urllib.request.urlopen(f"{url}/gradio_api/call/{api_name}/{event}") as stream:
+        stream.fp.raw._sock.shutdown(2)
+
+
+def uploaded(url: str, name: str, content: bytes) -> dict:
+    """Return what stands for an upload in a call: its path on the server, mostly."""
+    body = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    status, _, answer = asked(f"{url}/gradio_api/upload", body + content + b"\r\n--x--\r\n", **kind)
+    assert status == 200, answer
+    return {"path": json.loads(answer)[0], "meta": {"_type": "gradio.FileData"}}
+
+
 @pytest.fixture
 def hub():
     """A stand-in Hub on this machine."""

@@ -14,12 +14,11 @@ import sys
 import threading
 import time
 import urllib.parse
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, app_process, asked, called, hub_login, result, running_app, start_call
+from conftest import ROOT, app_process, asked, called, hub_login, leave, result, running_app, start_call, uploaded
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from odd_files import odd_files
@@ -35,15 +34,6 @@ CAT = app.EXAMPLES / "cat-chelsea.jpg"
 
 def data_url(file: Path) -> dict:
     return {"url": f"data:image/jpeg;base64,{base64.b64encode(file.read_bytes()).decode()}"}
-
-
-def uploaded(url: str, name: str, content: bytes) -> dict:
-    """Return what stands for an upload in a call: its path on the server, mostly."""
-    body = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
-    kind = {"Content-Type": "multipart/form-data; boundary=x"}
-    status, _, answer = asked(f"{url}/gradio_api/upload", body + content + b"\r\n--x--\r\n", **kind)
-    assert status == 200, answer
-    return {"path": json.loads(answer)[0], "meta": {"_type": "gradio.FileData"}}
 
 
 @pytest.fixture(scope="session")
@@ -273,9 +263,7 @@ def test_a_client_that_leaves_frees_its_work(tmp_path):
         os._exit(app.serve())"""
     with app_process(arguments=("-c", counting)) as (_, url):
         files = [uploaded(url, "a.jpg", CAT.read_bytes())] * app.MAX_FILES
-        event = json.loads(start_call(url, "predict_batch", files, "mobilenet")[2])["event_id"]
-        with urllib.request.urlopen(f"{url}/gradio_api/call/predict_batch/{event}") as stream:
-            stream.fp.raw._sock.shutdown(2)
+        leave(url, "predict_batch", files, "mobilenet")
         assert "event: complete" in called(url, "predict_batch", files[:1], "mobilenet")
     assert 1 <= looked_at.stat().st_size < app.MAX_FILES
 

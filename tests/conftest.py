@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Before huggingface_hub is imported: the stand-in Hub speaks plain HTTP, and nothing may ask the real one.
 os.environ.update(HF_HUB_DISABLE_XET="1", HF_ENDPOINT="http://127.0.0.1:9", GRADIO_ANALYTICS_ENABLED="False")
 sys.path.insert(0, str(ROOT))
+# A shell ignores Ctrl-C in what it starts with "&", and so would the programs that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from PIL import Image, ImageDraw  # noqa: E402
 from stand_in_hub import TOKEN, StandInHub  # noqa: E402

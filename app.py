@@ -112,8 +112,8 @@ photos are remembered until the page is restarted, with a fingerprint of the pho
 ## Train your own
 
 A table of labels and a folder of photos are enough: `prep.py` makes a dataset of them, `finetune.py` a model with a card
-of its own, and the variable `MOBILENET_MODEL` puts it on this page. {readme} tells how. In a program, the link
-"Use via API" below has the lines for Python, JavaScript and curl.
+of its own, and the variable `MOBILENET_MODEL` puts it on this page. {readme} tells how, and has the lines for Python,
+JavaScript and curl that ask this page from a program.
 """
 
 
@@ -138,11 +138,11 @@ THEME = gr.themes.Soft(
 )
 # Room for the answer before it is there, all tabs and thumbnails on a phone, and a footer that can be read.
 CSS = """
-.thumbnails .grid-container { grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)) !important; }
+.thumbnails .grid-container { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)) !important; }
 .answer { min-height: 220px; }
 @media (max-width: 480px) { .tab-container button { padding: 0 0.3rem; font-size: 0.9rem; } }
 footer *, footer, .or, .download-link, [role=tab].selected { color: var(--body-text-color) !important; }
-.icon-button:has(input) { display: none; }
+.icon-button:has(input), .cache-indicator { display: none; }
 """
 # The table's filter has no name of its own, which screen readers need.
 JS = """() => new MutationObserver(() =>
@@ -798,6 +798,7 @@ with gr.Blocks(title="Cat, dog or neither?", analytics_enabled=False, delete_cac
             type="pil",
             slider_position=10,
             elem_classes="heatmap",
+            buttons=["download"],
             visible=False,
             max_height=420,
         )
@@ -826,6 +827,7 @@ with gr.Blocks(title="Cat, dog or neither?", analytics_enabled=False, delete_cac
             label="Answers",
             interactive=False,
             show_search="filter",
+            buttons=["fullscreen"],
             visible=False,
             wrap=True,
             column_widths=["180px", "90px", "110px", "280px"],
@@ -838,15 +840,14 @@ with gr.Blocks(title="Cat, dog or neither?", analytics_enabled=False, delete_cac
             elem_classes="thumbnails",
             visible=False,
         )
-    with gr.Tab("About"):
+    with gr.Tab("About") as about_tab:
         text = gr.Markdown()
 
     page = {"api_visibility": "private"}
     at_once = {**page, "queue": False}  # what costs nothing takes no place from those who wait for an answer
-    demo.load(about, None, text, **at_once)
+    gr.on([demo.load, about_tab.select], about, None, text, show_progress="hidden", **at_once)
     new = [photo.change, model.change]
-    answered = gr.on(new, page_answer, [photo, model], [label, detail], **page)
-    answered.success(about, None, text, **at_once)
+    gr.on(new, page_answer, [photo, model], [label, detail], **page)
     gr.on(new, lambda: (gr.ImageSlider(None, visible=False), ""), None, [heatmap, legend], **at_once)
     why.click(page_explain, [photo, model], [heatmap, legend], **page)
     both.change(page_compare, both, [*opinions, agreement], **page)

@@ -144,6 +144,8 @@ def test_both_models_are_compared_in_words(browser, tiny_vit):
             page.locator("input[type=file]").nth(1).set_input_files(app.EXAMPLES / "dog-red.jpg")
             words = re.compile(r"They disagree: mobilenet says Dog \(\d+%\) and vit says Neither \(\d+%\)\.")
             expect(page.get_by_text(words)).to_be_visible(timeout=60_000)
+            page.get_by_role("tab", name="About").click()
+            expect(page.get_by_text(f"vit is {tiny_vit.name}.")).to_be_visible()  # and no more "not loaded yet"
             page.close()
 
 

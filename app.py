@@ -76,7 +76,7 @@ HOUR = 3600
 MAX_WAITING = 32  # calls in the queue; a ViT of 0.25 s a photo answers as many in 8 s
 MAX_BODY = 28_000_000  # bytes of a call that is no upload: a photo of 20 MB as a data URL
 FREE_BYTES = 200_000_000  # of the disk, which uploads leave free
-LAST_SECONDS = 7  # that running predictions get when the server is to stop
+LAST_SECONDS = 6  # that running predictions get when the server is to stop
 BUSY = "The app is busy. Try again in a few seconds."
 
 # The photos of examples/ and what each shows.
@@ -950,7 +950,7 @@ def serve() -> int:
     end = time.monotonic() + LAST_SECONDS
     while (len(demo._queue) or any(demo._queue.active_jobs)) and time.monotonic() < end:
         time.sleep(0.05)
-    demo.server.config.timeout_graceful_shutdown = 1  # second: open pages hold their connections for ever
+    demo.server.config.timeout_graceful_shutdown = 3  # seconds; open pages hold theirs for ever
     demo.close(verbose=False)
     print("app.py: stopped", file=sys.stderr, flush=True)
     return 130 if received[0] == signal.SIGINT else 0

@@ -950,7 +950,8 @@ def serve() -> int:
     end = time.monotonic() + LAST_SECONDS
     while (len(demo._queue) or any(demo._queue.active_jobs)) and time.monotonic() < end:
         time.sleep(0.05)
-    demo.server.config.timeout_graceful_shutdown = 3  # seconds; open pages hold theirs for ever
+    # Seconds for the last bytes of an answer; pages that stay open would hold their connections for ever.
+    demo.server.config.timeout_graceful_shutdown = 3
     demo.close(verbose=False)
     print("app.py: stopped", file=sys.stderr, flush=True)
     return 130 if received[0] == signal.SIGINT else 0

@@ -920,12 +920,8 @@ async def health(request) -> JSONResponse:
     return JSONResponse({"status": "ok", "loaded": list(READY)})
 
 
-def serve() -> int:
-    """Serve until SIGTERM or Ctrl-C, finish what is being answered, and return the exit code."""
-    received: list[int] = []
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, _: (received.append(signum), stop.set()))
+def launch() -> None:
+    """Put the page up, and load the models behind it."""
     # Every call through the queue, which is bounded.
     demo.queue(max_size=MAX_WAITING, api_open=False).launch(
         max_file_size="20mb",
@@ -945,6 +941,15 @@ def serve() -> int:
         },
     )
     threading.Thread(target=load_all, daemon=True).start()  # after the page is up
+
+
+def serve() -> int:
+    """Serve until SIGTERM or Ctrl-C, finish what is being answered, and return the exit code."""
+    received: list[int] = []
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _: (received.append(signum), stop.set()))
+    launch()
     stop.wait()
     demo._queue.max_size = 0  # whoever comes now is told that the app is busy
     end = time.monotonic() + LAST_SECONDS

@@ -24,7 +24,7 @@ import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
@@ -291,14 +291,14 @@ def checked(table, image_folder: Path, files: dict[str, list[str]], copies: Path
     photos: list[Photo] = []
     inspect = partial(inspected, image_folder=image_folder, copies=copies, image_size=image_size)
     with (
-        ProcessPoolExecutor(num_proc, initializer=follow_parent) as pool,
+        ProcessPoolExecutor(num_proc, initializer=follow_parent) if num_proc > 1 else nullcontext() as pool,
         tqdm(total=len(table), desc="Checking photos", unit="photo") as bar,
     ):
         for start in range(0, len(table), 1000):
             rows = zip(*(table[column][start : start + 1000] for column in ("name", "label")), strict=True)
             found = [located(name, label, image_folder, files) for name, label in rows]
             try:
-                for photo in pool.map(inspect, found, chunksize=25):
+                for photo in pool.map(inspect, found, chunksize=25) if pool else map(inspect, found):
                     photos.append(photo)
                     bar.update()
             except BrokenProcessPool as error:
@@ -797,7 +797,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("photos").add_argument
     smaller = "scale larger photos down to this shorter side; if not given, none"
     add("--image_size", type=int, metavar="PIXELS", help=smaller)
-    workers = "photos that are checked at the same time"
+    workers = "photos that are checked at the same time; 1: in this process, without others"
     add("--num_proc", type=int, default=os.cpu_count(), metavar="N", help=workers)
     return parser
 

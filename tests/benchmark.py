@@ -450,7 +450,7 @@ def crowd(callers: int) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
-    from conftest import result, running_app, start_call, uploaded
+    from conftest import fetch_result, running_app, start_call, upload_file
     from PIL import Image
 
     with Image.open(ROOT / "examples" / "cat-chelsea.jpg") as photo:
@@ -460,13 +460,13 @@ def crowd(callers: int) -> None:
         def upload(number: int) -> dict:
             file = io.BytesIO()
             Image.fromarray(np.roll(pixels, number, axis=1)).save(file, "JPEG")  # so no answer comes from memory
-            return uploaded(url, "a.jpg", file.getvalue())
+            return upload_file(url, "a.jpg", file.getvalue())
 
         def call(file: dict) -> tuple[str, float]:
             start = time.perf_counter()
             status, _, content = start_call(url, "predict", file, "mobilenet")
             kind = "busy" if status == 503 else "lost"
-            if status == 200 and "event: complete" in result(url, "predict", content):
+            if status == 200 and "event: complete" in fetch_result(url, "predict", content):
                 kind = "answered"
             return kind, time.perf_counter() - start
 
@@ -501,7 +501,7 @@ def soak(predictions: int, leak: bool) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
-    from conftest import app_process, called, leave, uploaded
+    from conftest import app_process, call_endpoint, leave, upload_file
     from PIL import Image
     from test_nothing_hurts import REFUSED
     from tqdm import tqdm
@@ -517,14 +517,16 @@ def soak(predictions: int, leak: bool) -> None:
         content = file.read_bytes()
         file.unlink()
         if number % 10 == 3:
-            return bool(REFUSED.search(called(url, "predict", uploaded(url, "cut.jpg", content[:900]), "mobilenet")))
+            return bool(
+                REFUSED.search(call_endpoint(url, "predict", upload_file(url, "cut.jpg", content[:900]), "mobilenet"))
+            )
         if number % 10 == 7:
-            leave(url, "predict", uploaded(url, "left.jpg", content), "mobilenet")
+            leave(url, "predict", upload_file(url, "left.jpg", content), "mobilenet")
             return True
-        photo = uploaded(url, "whole.jpg", content)
+        photo = upload_file(url, "whole.jpg", content)
         if number % 10 == 5:
-            return "event: complete" in called(url, "predict_batch", [photo, photo], "mobilenet")
-        return "event: complete" in called(url, "predict", photo, "mobilenet")
+            return "event: complete" in call_endpoint(url, "predict_batch", [photo, photo], "mobilenet")
+        return "event: complete" in call_endpoint(url, "predict", photo, "mobilenet")
 
     samples, failures = [], 0
     arguments = ("-c", SOAKED, *["leak"] * leak)

@@ -1,6 +1,13 @@
-"""What the tests share: drawn photos, tiny models, the scripts as subprocesses, the app on a port, a real browser."""
+"""What the tests share: drawn photos, tiny models, the scripts, the app in a thread, a Hub, a real browser.
 
+Command lines are called in this process (`call`); a program is started (`run_program`, `app_process`) only where the
+program is the point. All tests that need the app or a browser go to one worker, so both are started once.
+"""
+
+import base64
 import contextlib
+import importlib
+import io
 import json
 import os
 import random
@@ -9,16 +16,34 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import types
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# Before huggingface_hub is imported: the stand-in Hub speaks plain HTTP, and nothing may ask the real one.
-os.environ.update(HF_HUB_DISABLE_XET="1", HF_ENDPOINT="http://127.0.0.1:9", GRADIO_ANALYTICS_ENABLED="False")
+# Bound, but nobody listens: whoever asks the Hub is refused, until the fixture `hub` opens one at this port.
+RESERVED = socket.socket()
+RESERVED.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+RESERVED.bind(("127.0.0.1", 0))
+HUB_ADDRESS = RESERVED.getsockname()
+# Uploads, downloads, caches and temporary files of this process; each test has a folder of its own inside.
+SCRATCH = tempfile.TemporaryDirectory(prefix="cat-dog-tests-")
+# Before the libraries are imported. One thread each: there are as many workers as cores.
+os.environ.update(
+    HF_ENDPOINT=f"http://127.0.0.1:{HUB_ADDRESS[1]}",
+    HF_HUB_DISABLE_XET="1",  # the stand-in Hub speaks plain HTTP
+    HF_HOME=f"{SCRATCH.name}/hub",
+    GRADIO_TEMP_DIR=f"{SCRATCH.name}/gradio",
+    GRADIO_ANALYTICS_ENABLED="False",
+    OMP_NUM_THREADS="1",
+)
+os.environ.pop("HF_TOKEN", None)
 sys.path.insert(0, str(ROOT))
 # A shell ignores Ctrl-C in what it starts with "&", and so would the programs that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,7 +80,23 @@ def write_photos(folder: Path, each: int = 12) -> tuple[Path, Path]:
     return images, folder / "labels.csv"
 
 
-def run(script: str, *arguments, cwd: Path | None = None, **environment) -> subprocess.CompletedProcess:
+def call(script: str, *arguments) -> subprocess.CompletedProcess:
+    """Call the `main` of a script in this process; return what a program would have said and its exit code."""
+    module = importlib.import_module(script.removesuffix(".py"))
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            module.main([*map(str, arguments)])
+        except SystemExit as stop:
+            code = stop.code
+            if isinstance(code, str):
+                print(code, file=err)
+                code = 1
+    return subprocess.CompletedProcess([script, *arguments], code, out.getvalue(), err.getvalue())
+
+
+def run_program(script: str, *arguments, cwd: Path | None = None, **environment) -> subprocess.CompletedProcess:
     """Run one of the scripts as its user does."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.run(
@@ -63,12 +104,32 @@ def run(script: str, *arguments, cwd: Path | None = None, **environment) -> subp
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Send the tests of the app and of the browser to one worker, and start with the longest of the others."""
+    items.sort(key=lambda item: "as_pasted" not in item.name)
+    for item in items:
+        if {"app_url", "browser"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group("app"))
+
+
+@pytest.fixture(autouse=True)
+def own_temp_folder(monkeypatch, tmp_path_factory):
+    """Give each test, and the programs that it starts, a folder of its own for temporary files and uploads."""
+    tmp_path_factory.getbasetemp()  # which pytest makes at its first use, and not in there
+    with tempfile.TemporaryDirectory(dir=SCRATCH.name) as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
     """A prepared dataset of 60 drawn photos."""
     folder = tmp_path_factory.mktemp("dataset")
     images, labels = write_photos(folder, each=20)
-    result = run("prep.py", "--image_path", images, "--label_path", labels, "--dst_path", folder / "prepared")
+    paths = ["--image_path", images, "--label_path", labels, "--dst_path", folder / "prepared"]
+    result = call("prep.py", *paths, "--num_proc", 1)
     assert result.returncode == 0, result.stderr
     return folder / "prepared"
 
@@ -94,8 +155,10 @@ def app_process(folder: Path = ROOT, arguments: tuple = ("app.py",), **environme
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), **environment}
-    process = subprocess.Popen([sys.executable, *arguments], cwd=folder, env=environment)
+    own = {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": f"{tempfile.gettempdir()}/gradio"}
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=folder, env={**os.environ, **own, **environment}, stdout=subprocess.DEVNULL
+    )
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
@@ -119,13 +182,48 @@ def running_app(folder: Path = ROOT, **environment):
 
 
 @pytest.fixture(scope="session")
-def app_url(tmp_path_factory):
-    """The app as a visitor without a network gets it: the shipped checkpoint, and no Hub for the other model."""
-    with running_app(HF_HOME=str(tmp_path_factory.mktemp("cold-cache"))) as url:
-        yield url
+def app_server():
+    """The address of the app in a thread of this process, once its own model is loaded; there is no Hub."""
+    import app
+
+    app.launch()
+    app.classifier("mobilenet")
+    yield f"http://127.0.0.1:{app.demo.server_port}"
+    app.demo.close(verbose=False)
 
 
-def asked(url: str, body: bytes | None = None, **headers) -> tuple[int, dict, bytes]:
+@pytest.fixture
+def app_url(app_server) -> str:
+    """The address of the app, whose uploads are deleted after each test."""
+    import app
+
+    yield app_server
+    app.delete_files(app.demo, None)
+
+
+@pytest.fixture
+def put_behind(monkeypatch):
+    """Return the function that puts other models behind the names of the app, until the test is over."""
+    import app
+
+    changed = {}
+
+    def put(**sources) -> None:
+        for name, source in sources.items():
+            changed.setdefault(name, app.READY.get(name))
+            monkeypatch.setitem(app.MODELS, name, str(source))
+            app.READY.pop(name, None)
+        app.answer.cache.clear()  # it goes by the name: there, a model stays the same
+
+    yield put
+    for name, ready in changed.items():
+        app.READY.pop(name, None)
+        if ready:
+            app.READY[name] = ready
+    app.answer.cache.clear()
+
+
+def ask(url: str, body: bytes | None = None, **headers) -> tuple[int, dict, bytes]:
     """Return status, headers and content that a GET, or with a body a POST, gets."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as answer:
@@ -137,52 +235,68 @@ def asked(url: str, body: bytes | None = None, **headers) -> tuple[int, dict, by
 def start_call(url: str, api_name: str, *data) -> tuple[int, dict, bytes]:
     """Return what the first of the two plain HTTP calls of an endpoint gets."""
     headers = {"Content-Type": "application/json"}
-    return asked(f"{url}/gradio_api/call/{api_name}", json.dumps({"data": data}).encode(), **headers)
+    return ask(f"{url}/gradio_api/call/{api_name}", json.dumps({"data": data}).encode(), **headers)
 
 
-def result(url: str, api_name: str, started: bytes) -> str:
+def fetch_result(url: str, api_name: str, started: bytes) -> str:
     """Return what the second one gets."""
-    return asked(f"{url}/gradio_api/call/{api_name}/{json.loads(started)['event_id']}")[2].decode()
+    return ask(f"{url}/gradio_api/call/{api_name}/{json.loads(started)['event_id']}")[2].decode()
 
 
-def called(url: str, api_name: str, *data) -> str:
+def call_endpoint(url: str, api_name: str, *data) -> str:
     """Return what an endpoint answers, without any client library."""
     status, _, content = start_call(url, api_name, *data)
-    return result(url, api_name, content) if status == 200 else content.decode()
+    return fetch_result(url, api_name, content) if status == 200 else content.decode()
 
 
-def leave(url: str, api_name: str, *data) -> None:
-    """Start a call and hang up while it is answered."""
+def leave(url: str, api_name: str, *data, wait: Callable = lambda: None) -> None:
+    """Start a call and hang up while it is answered, once `wait` has returned."""
     event = json.loads(start_call(url, api_name, *data)[2])["event_id"]
     with urllib.request.urlopen(f"{url}/gradio_api/call/{api_name}/{event}") as stream:
+        wait()
         stream.fp.raw._sock.shutdown(2)
 
 
-def uploaded(url: str, name: str, content: bytes) -> dict:
+def upload_file(url: str, name: str, content: bytes) -> dict:
     """Return what stands for an upload in a call: its path on the server, mostly."""
     body = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
-    status, _, answer = asked(f"{url}/gradio_api/upload", body + content + b"\r\n--x--\r\n", **kind)
+    status, _, answer = ask(f"{url}/gradio_api/upload", body + content + b"\r\n--x--\r\n", **kind)
     assert status == 200, answer
     return {"path": json.loads(answer)[0], "meta": {"_type": "gradio.FileData"}}
 
 
+def data_url(file: Path) -> dict:
+    """Return a JPEG as it stands in a call, whole."""
+    return {"url": f"data:image/jpeg;base64,{base64.b64encode(file.read_bytes()).decode()}"}
+
+
 @pytest.fixture
-def hub():
-    """A stand-in Hub on this machine."""
-    hub = StandInHub()
+def hub(monkeypatch):
+    """A stand-in Hub, new for each test, which this process and its programs are logged in to."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub = StandInHub(HUB_ADDRESS[1])
     yield hub
-    hub.server.shutdown()
+    hub.close()
 
 
-def hub_login(hub: StandInHub, folder: Path) -> dict[str, str]:
-    """Return the environment of a program that is logged in to the stand-in Hub, with its cache in the folder."""
-    return {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(folder / "cache")}
+@pytest.fixture
+def logged_out(hub, monkeypatch):
+    """A stand-in Hub that knows nobody here."""
+    monkeypatch.delenv("HF_TOKEN")
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """Have calls to the Hub repeated at once instead of after seconds."""
+    import tenacity
+
+    monkeypatch.setattr(tenacity.nap, "time", types.SimpleNamespace(sleep=lambda seconds: None))
 
 
 @pytest.fixture
 def scripts(tmp_path) -> Path:
-    """A new folder with nothing but what a user has after cloning, and a cache with random "pretrained" weights."""
+    """A new folder with nothing but what a user has after cloning."""
     for name in ("app.py", "prep.py", "finetune.py"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")

@@ -6,6 +6,7 @@ closes the connection instead of answering, "cut after" does what was asked firs
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -18,12 +19,13 @@ TOKEN = "hf_stand_in"
 
 
 class StandInHub:
-    def __init__(self):
+    def __init__(self, port: int = 0):
         self.commits: dict[str, list[dict[str, bytes]]] = {}
         self.private: dict[str, bool] = {}
         self.lfs: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.faults: dict[int, int | str] = {}
+        self.connections: set[socket.socket] = set()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -31,6 +33,10 @@ class StandInHub:
 
             def log_message(self, *arguments):
                 pass
+
+            def setup(self):
+                super().setup()
+                hub.connections.add(self.connection)
 
             def handle_one(self, work, *arguments):
                 hub.requests.append(f"{self.command} {self.path.split('?')[0]}")
@@ -69,14 +75,23 @@ class StandInHub:
 
             do_HEAD = do_GET
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.port = self.server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=[0.05], daemon=True).start()
+
+    def close(self) -> None:
+        """Go away: clients keep connections open, and must not be answered on them any more."""
+        self.server.shutdown()
+        self.server.server_close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     @staticmethod
     def revision(files: dict[str, bytes], number: int) -> str:
-        return hashlib.sha1(repr((number, sorted(files))).encode()).hexdigest()
+        contents = sorted((name, hash(content)) for name, content in files.items())
+        return hashlib.sha1(repr((number, contents)).encode()).hexdigest()
 
     @staticmethod
     def repo_id(path: str) -> str:

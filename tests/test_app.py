@@ -1,18 +1,21 @@
 """The app's API, as scripts meet it, and the reading of ImageNet models."""
 
-import base64
+import asyncio
 import io
 import json
 import os
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
 import numpy as np
 import pytest
-from conftest import ROOT, called, running_app
+from conftest import ROOT, call_endpoint, data_url
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from odd_files import stored
@@ -24,7 +27,7 @@ import finetune
 EXAMPLES = {file.name: file.name.split("-")[0].title() for file in sorted(app.EXAMPLES.glob("*.jpg"))}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def client(app_url):
     return Client(app_url, verbose=False)
 
@@ -61,16 +64,15 @@ def test_what_is_no_photo_is_refused_in_words(client, tmp_path):
 
 
 def test_plain_http_with_a_data_url_works_and_its_mistakes_have_words(app_url):
-    photo = base64.b64encode((app.EXAMPLES / "dog-red.jpg").read_bytes()).decode()
-    assert '"label": "Dog"' in called(app_url, "predict", {"url": f"data:image/jpeg;base64,{photo}"}, "mobilenet")
-    assert "not valid base64" in called(app_url, "predict", {"url": "data:image/jpeg;base64,!"}, "mobilenet")
+    assert '"label": "Dog"' in call_endpoint(app_url, "predict", data_url(app.EXAMPLES / "dog-red.jpg"), "mobilenet")
+    assert "not valid base64" in call_endpoint(app_url, "predict", {"url": "data:image/jpeg;base64,!"}, "mobilenet")
 
 
 def test_a_path_on_the_server_is_never_opened(app_url):
     for path in (app.EXAMPLES / "dog-red.jpg", app.EXAMPLES / ".." / "README.md", "/etc/passwd"):
         for file in ({"path": str(path)}, {"path": str(path), "meta": {"_type": "gradio.FileData"}}):
-            assert "event: error" in called(app_url, "predict", file, "mobilenet")
-            rows = called(app_url, "predict_batch", [file], "mobilenet")
+            assert "event: error" in call_endpoint(app_url, "predict", file, "mobilenet")
+            rows = call_endpoint(app_url, "predict_batch", [file], "mobilenet")
             assert "event: error" in rows or "is not taken" in rows
 
 
@@ -120,10 +122,9 @@ def test_however_a_photo_is_stored_it_gets_the_answer_of_the_plain_one():
         assert max(abs(got[label] - expected[label]) for label in got) < 0.02, name
 
 
-def test_an_imagenet_model_answers_cat_dog_neither(tiny_vit):
-    with running_app(VIT_MODEL=str(tiny_vit)) as url:
-        client = Client(url, verbose=False)
-        answer = client.predict(handle_file(app.EXAMPLES / "cat-chelsea.jpg"), "vit", api_name="/predict")
+def test_an_imagenet_model_answers_cat_dog_neither(client, put_behind, tiny_vit):
+    put_behind(vit=tiny_vit)
+    answer = client.predict(handle_file(app.EXAMPLES / "cat-chelsea.jpg"), "vit", api_name="/predict")
     confidences = {entry["label"]: entry["confidence"] for entry in answer["confidences"]}
     # A random model finds every class about as likely as any other: 5 cats, 118 dogs and 877 other things.
     assert confidences["Cat"] == pytest.approx(0.005, abs=0.002)
@@ -131,14 +132,12 @@ def test_an_imagenet_model_answers_cat_dog_neither(tiny_vit):
     assert confidences["Neither"] == pytest.approx(0.877, abs=0.02)
 
 
-def test_an_answer_from_memory_is_that_of_the_same_model(tiny_vit, monkeypatch):
-    monkeypatch.setitem(app.MODELS, "vit", str(tiny_vit))
-    monkeypatch.delitem(app.READY, "vit", raising=False)
+def test_an_answer_from_memory_is_that_of_the_same_model(tiny_vit, put_behind):
+    put_behind(vit=tiny_vit)
     photo = app.open_photo(app.EXAMPLES / "cat-chelsea.jpg")
     fresh = {model: app.answers([photo], model)[0] for model in ("vit", "mobilenet")}
     for _ in range(2):
         assert {model: app.answer(photo, model) for model in fresh} == fresh
-    monkeypatch.delitem(app.READY, "vit")
     assert fresh["vit"][0] != fresh["mobilenet"][0] and fresh["vit"][1] and not fresh["mobilenet"][1]
 
 
@@ -155,7 +154,7 @@ def test_the_compiled_model_gives_torchs_probabilities():
     assert np.abs(logits.softmax(1).numpy() - found).max() < 1e-3
 
 
-def test_a_model_of_two_labels_is_not_sure_below_its_own_threshold(tmp_path, monkeypatch):
+def test_a_model_of_two_labels_is_not_sure_below_its_own_threshold(tmp_path, put_behind):
     photo = app.open_photo(app.EXAMPLES / "cat-chelsea.jpg")
     found = {}
     for threshold in (0.0, 0.999):
@@ -163,7 +162,7 @@ def test_a_model_of_two_labels_is_not_sure_below_its_own_threshold(tmp_path, mon
         model = finetune.build_model("mobilenet_v3_small", 2, "none")
         processor, calibrated = finetune.image_processor(48), {"temperature": 1.0, "unsure_below": threshold}
         finetune.write_checkpoint(folder, model, "mobilenet_v3_small", ["Cat", "Dog"], processor, **calibrated)
-        monkeypatch.setitem(app.READY, "vit", app.load_classifier(folder))
+        put_behind(vit=folder)
         found[threshold] = app.answers([photo], "vit")[0][0]
         assert sum(found[threshold].values()) == pytest.approx(1)
     assert list(found[0.0]) == ["Cat", "Dog"]
@@ -259,12 +258,11 @@ FALSE_WEIGHTS = {
 
 
 @pytest.fixture
-def refusal(monkeypatch):
+def refusal(put_behind):
     """Return the function from a model's folder to the one sentence with which the app refuses it."""
 
     def words(folder) -> str:
-        monkeypatch.setitem(app.MODELS, "vit", str(folder))
-        monkeypatch.delitem(app.READY, "vit", raising=False)
+        put_behind(vit=folder)
         with pytest.raises(gr.Error, match="The model vit .* cannot be had: ") as error:
             app.classifier("vit")
         assert "\n" not in error.value.message and error.value.message.endswith("Choose mobilenet instead.")
@@ -368,13 +366,12 @@ def test_the_api_keeps_its_names(client):
     assert all(endpoint["description"] for endpoint in described.values())
 
 
-def test_compare_explain_and_models_answer_programs(tiny_vit):
+def test_compare_explain_and_models_answer_programs(client, put_behind, tiny_vit):
     photo = handle_file(app.EXAMPLES / "dog-red.jpg")
-    with running_app(VIT_MODEL=str(tiny_vit)) as url:
-        client = Client(url, verbose=False)
-        mobilenet, vit, words = client.predict(photo, api_name="/compare")
-        (plain, heated), legend = client.predict(photo, "vit", api_name="/explain")
-        models = client.predict(api_name="/models")
+    put_behind(vit=tiny_vit)
+    mobilenet, vit, words = client.predict(photo, api_name="/compare")
+    (plain, heated), legend = client.predict(photo, "vit", api_name="/explain")
+    models = client.predict(api_name="/models")
     assert mobilenet["label"] == "Dog" and vit["label"] == "Neither" and words.startswith("They disagree: mobilenet")
     assert Image.open(plain).size == Image.open(heated).size and "Neither depends on it" in legend
     assert [one["name"] for one in models] == ["mobilenet", "vit"]
@@ -383,24 +380,21 @@ def test_compare_explain_and_models_answer_programs(tiny_vit):
 
 
 def test_an_agent_classifies_a_photo_over_mcp(app_url):
-    import asyncio
-
     from mcp import ClientSession
     from mcp.client.streamable_http import streamable_http_client
 
-    photo = base64.b64encode((app.EXAMPLES / "cat-chelsea.jpg").read_bytes()).decode()
-
-    async def asked():
+    async def ask():
         async with (
             streamable_http_client(f"{app_url}/gradio_api/mcp/") as (read, write, _),
             ClientSession(read, write) as session,
         ):
             await session.initialize()
             tools = (await session.list_tools()).tools
-            arguments = {"image": f"data:image/jpeg;base64,{photo}", "model": "mobilenet"}
+            arguments = {"image": data_url(app.EXAMPLES / "cat-chelsea.jpg")["url"], "model": "mobilenet"}
             return tools, await session.call_tool("predict", arguments)
 
-    tools, answer = asyncio.run(asked())
+    with ThreadPoolExecutor(1) as thread:  # in this one, the browser's loop is running
+        tools, answer = thread.submit(asyncio.run, ask()).result()
     assert sorted(tool.name for tool in tools) == sorted(name.strip("/") for name in API)
     described = next(tool for tool in tools if tool.name == "predict")
     assert "cat, a dog or neither" in described.description and set(described.inputSchema["properties"]) == {
@@ -411,10 +405,9 @@ def test_an_agent_classifies_a_photo_over_mcp(app_url):
 
 
 @pytest.mark.parametrize("model", ["mobilenet", "vit"])
-def test_the_heatmap_tells_what_the_answer_rests_on(model, tiny_vit, monkeypatch):
+def test_the_heatmap_tells_what_the_answer_rests_on(model, tiny_vit, put_behind):
     """Covering the hottest fifth lowers the answer's score more than covering a random fifth does."""
-    monkeypatch.setitem(app.MODELS, "vit", str(tiny_vit))
-    monkeypatch.delitem(app.READY, "vit", raising=False)
+    put_behind(vit=tiny_vit)
     chance, falls = np.random.default_rng(0), []
     for name in EXAMPLES:
         photo = app.open_photo(app.EXAMPLES / name)
@@ -431,7 +424,6 @@ def test_the_heatmap_tells_what_the_answer_rests_on(model, tiny_vit, monkeypatch
         covered = [Image.composite(mean, photo, cover) for cover in covers]
         scores = np.array([probabilities[label] for probabilities, _ in app.answers(covered, model)])
         falls.append(scores[1:].mean() - scores[0])
-    monkeypatch.delitem(app.READY, "vit", raising=False)
     assert np.mean(falls) > 0 and sum(fall > 0 for fall in falls) > len(falls) / 2
 
 
@@ -442,8 +434,5 @@ def test_openapi_describes_the_endpoints(app_url):
 
 
 def test_importing_the_app_starts_nothing_and_needs_no_torch():
-    import subprocess
-    import sys
-
     code = "import sys, app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,11 +1,9 @@
 """finetune.py as its users run it, and its checkpoint in the app."""
 
 import ast
-import contextlib
 import io
 import itertools
 import json
-import os
 import re
 import shutil
 import signal
@@ -18,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import hub_login, run, running_app
+from conftest import call, call_endpoint, data_url, run_program
 from datasets import load_from_disk
-from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
@@ -36,13 +33,11 @@ LAUNCH = (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkpoint(dataset, tmp_path_factory):
     """A checkpoint of three epochs on the drawn photos."""
     folder = tmp_path_factory.mktemp("checkpoints") / "drawn"
-    small = ["--weights", "none", "--epochs", "3", "--image_size", "64", "--checkpoints_path", folder]
-    result = run("finetune.py", "--data_path", dataset, *small)
-    assert result.returncode == 0, result.stderr
+    train(dataset, folder, "--epochs", "3", "--batch_size", "64", "--image_size", "64")
     return folder
 
 
@@ -92,20 +87,16 @@ def test_each_family_trains_and_the_app_gives_the_trained_models_logits(dataset,
     assert np.ptp(trained, axis=0).max() > 1e-6  # the photos differ, so the comparison says something
 
 
-def test_a_checkpoint_given_by_a_variable_is_what_the_app_answers_with(checkpoint, dataset):
+def test_the_app_measures_the_accuracy_of_the_cards_best_epoch(checkpoint, dataset, put_behind, tmp_path):
+    """Again, from files, through the page's preprocessing and the other engine."""
+    put_behind(mobilenet=checkpoint)
     part = load_from_disk(str(dataset))["validation"]
-    card = (checkpoint / "README.md").read_text()
-    best = float(re.search(r"validation accuracy: epoch \d+, (\d+\.\d+)", card)[1])
-    with running_app(MOBILENET_MODEL=str(checkpoint)) as url:
-        client = Client(url, verbose=False)
-        answers = []
-        for index, image in enumerate(part["image"]):
-            file = checkpoint.parent / f"{index}.png"
-            image.save(file)
-            answers.append(client.predict(handle_file(file), "mobilenet", api_name="/predict")["label"])
-    names = part.features["label"].names
-    right = [answer == names[label] for answer, label in zip(answers, part["label"], strict=True)]
-    # The card's best epoch, measured again through page preprocessing and the other engine.
+    best = float(re.search(r"validation accuracy: epoch \d+, (\d+\.\d+)", (checkpoint / "README.md").read_text())[1])
+    names, right = part.features["label"].names, []
+    for image, label in zip(part["image"], part["label"], strict=True):
+        image.save(tmp_path / "photo.png")
+        found = app.predict(app.open_photo(tmp_path / "photo.png"), "mobilenet")
+        right.append(max(found, key=found.get) == names[label])
     assert np.mean(right) == pytest.approx(best, abs=1e-4)
 
 
@@ -115,7 +106,7 @@ def test_the_best_epoch_by_the_monitored_metric_is_saved(dataset, tmp_path):
     for metric in ("accuracy", "loss"):
         folder = tmp_path / metric
         options = ["--epochs", "4", "--lr", "0.02", "--batch_size", "64", "--monitor_metric_name", metric]
-        printed = finetuned(dataset, folder, *options)
+        printed = train(dataset, folder, *options)
         values = [float(value) for value in re.findall(rf"'eval_{metric}': '([^']+)'", printed)]
         epoch, value = re.search(
             rf"validation {metric}: epoch (\d+), (\d+\.\d+)", (folder / "README.md").read_text()
@@ -159,7 +150,7 @@ def test_the_card_holds_the_test_splits_numbers_for_readers_and_for_the_hub(chec
     assert re.search(r"SHA-256 of the test split: `[0-9a-f]{64}`", card.text)
 
 
-def test_the_temperature_fits_the_validation_split_and_the_app_uses_it(checkpoint, dataset):
+def test_the_temperature_fits_the_validation_split_and_the_app_uses_it(checkpoint, dataset, put_behind):
     validation = load_from_disk(str(dataset))["validation"]
     served = app.load_classifier(str(checkpoint))
     photos = served.processor([finetune.rgb(image) for image in validation["image"]], return_tensors="pt")
@@ -168,12 +159,8 @@ def test_the_temperature_fits_the_validation_split_and_the_app_uses_it(checkpoin
     temperature = json.loads((checkpoint / "config.json").read_text())["temperature"]
     loss = {t: torch.nn.functional.cross_entropy(logits / t, labels).item() for t in (temperature, 1, 0.5, 2, 5)}
     assert loss[temperature] <= min(loss.values()) + 1e-5
-    with running_app(MOBILENET_MODEL=str(checkpoint)) as url:
-        client = Client(url, verbose=False)
-        file = checkpoint.parent / "calibrated.png"
-        validation[0]["image"].save(file)
-        answer = client.predict(handle_file(file), "mobilenet", api_name="/predict")
-    found = {entry["label"]: entry["confidence"] for entry in answer["confidences"]}
+    put_behind(mobilenet=checkpoint)
+    found = app.predict(finetune.rgb(validation[0]["image"]), "mobilenet")
     expected = dict(zip(served.labels, (logits[0] / temperature).softmax(0).tolist(), strict=True))
     assert found == pytest.approx(expected, abs=1e-4)
 
@@ -186,13 +173,12 @@ def test_the_calibration_error_is_that_of_the_definition():
     assert sorted(share for share, _, _ in bins) == pytest.approx([1 / 5, 4 / 5])
 
 
-def finetuned(dataset, folder, *more):
-    """Run finetune.py's main, which has to succeed, on small photos; return what it printed."""
+def train(dataset, folder, *more) -> str:
+    """Call finetune.py, which has to succeed, with small photos; return what it printed."""
     small = ["--weights", "none", "--image_size", "48", "--batch_size", "8", "--checkpoints_path", folder]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        finetune.main([*map(str, ("--data_path", dataset, *small, *more))])
-    return printed.getvalue()
+    result = call("finetune.py", "--data_path", dataset, *small, *more)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def first_saved_epoch(command, unfinished):
@@ -220,72 +206,64 @@ def test_control_c_says_so_in_one_line_and_how_to_go_on(dataset, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [".pets.unfinished"]
 
 
-def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(dataset, tmp_path):
-    options = ["--epochs", "6", "--lr", "5e-3", "--monitor_metric_name", "loss"]
-    finetuned(dataset, tmp_path / "whole", *options, "--resume")  # with nothing to go on with, it starts
-    small = ["--weights", "none", "--image_size", "48", "--batch_size", "8", "--checkpoints_path", tmp_path / "cut"]
-    command = ["--data_path", dataset, *small, *options]
-    unfinished = tmp_path / ".cut.unfinished"
-    steps = int(first_saved_epoch(command, unfinished).name.split("-")[1])
-    half_saved = unfinished / f"checkpoint-{2 * steps}" / "trainer_state.json"  # as if killed while it wrote this
-    half_saved.parent.mkdir(exist_ok=True)
-    half_saved.write_text("")
-    with pytest.raises(SystemExit, match="Add --resume to continue it"):
-        finetune.main([*map(str, command)])
-    with pytest.raises(SystemExit, match="was begun by another command"):
-        finetune.main([*map(str, command), "--resume", "--seed", "3"])
-    assert run("finetune.py", *command, "--resume").returncode == 0
-    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["cut", "whole"]
-    with pytest.raises(SystemExit, match="is not empty"):
-        finetune.main([*map(str, command), "--resume"])
-
-
-@pytest.mark.parametrize("launcher", ["torch.distributed.run --nproc_per_node", LAUNCH])
-def test_two_processes_take_the_same_steps_measure_the_whole_split_and_write_once(dataset, tmp_path, launcher):
-    options = ["--weights", "none", "--image_size", "48", "--batch_size", "8", "--epochs", "4", "--lr", "5e-3"]
-    launch = [sys.executable, "-m", *launcher.split(), "2", finetune.__file__]
-    command = [*launch, "--data_path", dataset, "--checkpoints_path", tmp_path / "two", *options]
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr
-    one = finetuned(dataset, tmp_path / "one", *options)
-    assert result.stdout.count("Checkpoint written") == one.count("Checkpoint written") == 1
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["one", "two"]
-    speeds = [
-        [float(re.search(rf"'{name}': '([^']+)'", text)[1]) for name in ("train_runtime", "train_steps_per_second")]
-        for text in (one, result.stdout)
-    ]
-    assert round(speeds[0][0] * speeds[0][1]) == round(speeds[1][0] * speeds[1][1])
-    card = (tmp_path / "two" / "README.md").read_text()
-    test = load_from_disk(str(dataset))["test"]
-    served = app.load_classifier(str(tmp_path / "two"))
-    photos = served.processor([finetune.rgb(image) for image in test["image"]], return_tensors="pt")
-    right = (served.logits(photos["pixel_values"].numpy()).argmax(1) == np.array(test["label"])).mean()
-    assert f"- accuracy: {right:.4f}" in card and f"The test split ({len(test)} photos)" in card
-    assert "\ntorchrun --nproc_per_node 2 finetune.py --data_path" in card
-
-
-def test_only_the_head_learns_in_frozen_epochs(dataset, checkpoint, tmp_path):
-    """The run is killed after its first, frozen, epoch, whose weights it has saved by then."""
+def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(dataset, checkpoint, tmp_path):
+    """In its first epoch only the head learns, which the killed run shows, as it has saved that one."""
     start = checkpoint / "model.safetensors"
-    command = ["--data_path", dataset, "--weights", start, "--image_size", "48", "--batch_size", "8"]
-    command += ["--epochs", "9", "--freeze_epochs", "1", "--checkpoints_path", tmp_path / "frozen"]
-    saved = first_saved_epoch(command, tmp_path / ".frozen.unfinished")
+    options = ["--epochs", "6", "--lr", "5e-3", "--monitor_metric_name", "loss", "--freeze_epochs", "1"]
+    options += ["--weights", start, "--image_size", "48", "--batch_size", "8"]
+    train(dataset, tmp_path / "whole", *options, "--resume")  # with nothing to go on with, it starts
+    command = ["--data_path", dataset, *options, "--checkpoints_path", tmp_path / "cut"]
+    unfinished = tmp_path / ".cut.unfinished"
+    saved = first_saved_epoch(command, unfinished)
     before = load_file(start)
     after = {name.removeprefix("network."): tensor for name, tensor in load_file(saved / "model.safetensors").items()}
     learnt = [name for name in before if "running" not in name and "num_batches" not in name]
     changed = [name for name in learnt if not torch.equal(before[name], after[name])]
     assert changed == ["classifier.3.bias", "classifier.3.weight"]
+    steps = int(saved.name.split("-")[1])
+    half_saved = unfinished / f"checkpoint-{2 * steps}" / "trainer_state.json"  # as if killed while it wrote this
+    half_saved.parent.mkdir(exist_ok=True)
+    half_saved.write_text("")
+    assert "Add --resume to continue it" in call("finetune.py", *command).stderr
+    assert "was begun by another command" in call("finetune.py", *command, "--resume", "--seed", "3").stderr
+    assert call("finetune.py", *command, "--resume").returncode == 0
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["cut", "whole"]
+    assert "is not empty" in call("finetune.py", *command, "--resume").stderr
+
+
+def test_two_processes_take_the_same_steps_measure_the_whole_split_and_write_once(dataset, tmp_path):
+    options = ["--weights", "none", "--image_size", "48", "--batch_size", "8", "--epochs", "2", "--lr", "5e-3"]
+    one = train(dataset, tmp_path / "one", *options)
+    test = load_from_disk(str(dataset))["test"]
+    for name, launcher in {"torchrun": "torch.distributed.run --nproc_per_node", "accelerate": LAUNCH}.items():
+        launch = [sys.executable, "-m", *launcher.split(), "2", finetune.__file__]
+        command = [*launch, "--data_path", dataset, "--checkpoints_path", tmp_path / name, *options]
+        result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("Checkpoint written") == one.count("Checkpoint written") == 1
+        speeds = [
+            [float(re.search(rf"'{name}': '([^']+)'", text)[1]) for name in ("train_runtime", "train_steps_per_second")]
+            for text in (one, result.stdout)
+        ]
+        assert round(speeds[0][0] * speeds[0][1]) == round(speeds[1][0] * speeds[1][1])
+        card = (tmp_path / name / "README.md").read_text()
+        served = app.load_classifier(str(tmp_path / name))
+        photos = served.processor([finetune.rgb(image) for image in test["image"]], return_tensors="pt")
+        right = (served.logits(photos["pixel_values"].numpy()).argmax(1) == np.array(test["label"])).mean()
+        assert f"- accuracy: {right:.4f}" in card and f"The test split ({len(test)} photos)" in card
+        assert "\ntorchrun --nproc_per_node 2 finetune.py --data_path" in card
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["accelerate", "one", "torchrun"]
 
 
 def test_training_stops_early_when_no_epoch_is_better(dataset, tmp_path):
-    output = finetuned(dataset, tmp_path / "early", "--epochs", "9", "--early_stopping", "2", "--lr", "1e-7")
+    output = train(dataset, tmp_path / "early", "--epochs", "9", "--early_stopping", "2", "--lr", "1e-7")
     assert output.count("'eval_loss'") < 9
 
 
 def test_the_options_of_training_change_the_weights_and_the_card_stays_true(dataset, tiny_vit, tmp_path):
-    options = ["--epochs", "3", "--lr", "5e-3", "--monitor_metric_name", "roc_auc"]
+    options = ["--epochs", "2", "--lr", "5e-3", "--monitor_metric_name", "roc_auc"]
     variants = {
         "plain": [],
         "mix": ["--mix"],
@@ -297,7 +275,7 @@ def test_the_options_of_training_change_the_weights_and_the_card_stays_true(data
     test = load_from_disk(str(dataset))["test"]
     learnt = []
     for name, more in variants.items():
-        finetuned(dataset, tmp_path / name, *options, *" ".join(more).split())
+        train(dataset, tmp_path / name, *options, *" ".join(more).split())
         learnt.append(load_file(tmp_path / name / "model.safetensors")["features.0.0.weight"])
         served = app.load_classifier(str(tmp_path / name))
         photos = served.processor([finetune.rgb(image) for image in test["image"]], return_tensors="pt")
@@ -361,7 +339,7 @@ def test_a_mixed_batch_says_what_it_is_made_of():
 
 def test_the_onnx_file_gives_the_same_logits(dataset, tmp_path):
     openvino = pytest.importorskip("openvino")
-    finetuned(dataset, tmp_path / "exported", "--epochs", "3", "--export", "onnx")
+    train(dataset, tmp_path / "exported", "--epochs", "3", "--export", "onnx")
     served = app.load_classifier(str(tmp_path / "exported"))
     pixels = np.random.default_rng(0).normal(size=(3, 3, 48, 48)).astype(np.float32)
     network = openvino.compile_model(tmp_path / "exported" / "onnx" / "model.onnx", "CPU")
@@ -409,10 +387,14 @@ def test_weight_decay_spares_norms_and_biases():
 
 
 def test_the_same_seed_gives_the_same_weights(checkpoint, dataset, tmp_path):
-    small = ["--weights", "none", "--epochs", "3", "--image_size", "64", "--checkpoints_path", tmp_path / "again"]
-    assert run("finetune.py", "--data_path", dataset, *small).returncode == 0
-    first, second = (load_file(folder / "model.safetensors") for folder in (checkpoint, tmp_path / "again"))
+    for folder, seed in (("again", 42), ("other", 43)):
+        options = ["--epochs", "3", "--batch_size", "64", "--image_size", "64", "--seed", seed]
+        train(dataset, tmp_path / folder, *options)
+    first, second, other = (
+        load_file(folder / "model.safetensors") for folder in (checkpoint, tmp_path / "again", tmp_path / "other")
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["features.0.0.weight"], other["features.0.0.weight"])
 
 
 def test_training_starts_from_the_weights_of_a_file_with_a_new_head(checkpoint):
@@ -443,97 +425,92 @@ def test_training_starts_from_the_weights_of_a_file_with_a_new_head(checkpoint):
         (["--teacher", "."], "--teacher . cannot be loaded by transformers"),
     ],
 )
-def test_bad_input_is_one_sentence_and_leaves_nothing_behind(dataset, tmp_path, monkeypatch, capfd, more, words):
+def test_bad_input_is_one_sentence_and_leaves_nothing_behind(dataset, tmp_path, logged_out, monkeypatch, more, words):
     if "cuda" in more and torch.cuda.is_available():
         more, words = ["--epochs", "-1"], "--epochs -1"
     save_file({"fc.weight": torch.zeros(3, 4)}, tmp_path / "wrong.safetensors")
     more = [str(tmp_path / "wrong.safetensors") if word == "WRONG" else word for word in more]
     before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing is downloaded, with a network neither
     size = ["--image_size", "48", "--checkpoints_path", tmp_path / "checkpoint"]
-    cache = {"TORCH_HOME": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "cache")}
-    arguments = ["--data_path", dataset, *SHORT, *size, *more]
-    if words == "--weights none":  # one as a program; the others through its main, which saves the imports
-        result = run("finetune.py", *arguments, cwd=tmp_path, **cache)
-        code, message = result.returncode, result.stderr
-    else:
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(SystemExit) as stopped:
-            finetune.main([*map(str, arguments)])
-        code, message = stopped.value.code, f"{capfd.readouterr().err}\n{stopped.value.code}"
-        message = message.removesuffix("\n2")  # of argparse, which has printed its message
+    result = call("finetune.py", "--data_path", dataset, *SHORT, *size, *more)
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-    assert code != 0 and words in message and "Traceback" not in message
-    assert "finetune.py: error: " in message.splitlines()[-1]
+    assert result.returncode != 0 and words in result.stderr
+    assert "finetune.py: error: " in result.stderr.splitlines()[-1]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_mistake_in_a_program_is_one_sentence_without_a_traceback(dataset, tmp_path):
+    result = run_program("finetune.py", "--data_path", dataset, "--nclasses", 2, "--checkpoints_path", tmp_path / "new")
+    assert result.returncode == 1 and not list(tmp_path.iterdir())
+    assert result.stderr.splitlines()[-1].startswith("finetune.py: error: --nclasses 2 contradicts the dataset")
+    assert "Traceback" not in result.stderr
 
 
 def test_a_checkpoint_that_exists_is_replaced_only_on_demand(checkpoint, dataset, tmp_path):
     folder = tmp_path / "mine"
     shutil.copytree(checkpoint, folder)
-    with pytest.raises(SystemExit, match="--overwrite"):
-        finetuned(dataset, folder, "--epochs", "1")
+    command = ["--data_path", dataset, *SHORT, "--image_size", "48", "--checkpoints_path", folder]
+    assert "--overwrite" in call("finetune.py", *command).stderr
     assert (folder / "README.md").read_text() == (checkpoint / "README.md").read_text()
-    finetuned(dataset, folder, "--epochs", "1", "--overwrite")
+    assert call("finetune.py", *command, "--overwrite").returncode == 0
     assert (folder / "README.md").read_text() != (checkpoint / "README.md").read_text()
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 
 
-def test_push_makes_a_private_repo_with_one_commit_that_the_app_pulls_by_revision(dataset, hub, browser, tmp_path):
-    login = hub_login(hub, tmp_path)
+def test_push_makes_a_private_repo_with_one_commit_that_the_app_pulls_by_revision(
+    dataset, hub, app_url, put_behind, browser, tmp_path
+):
     options = ["--image_size", "48", "--checkpoints_path", tmp_path / "local", "--push_to_hub", "you/pets"]
-    result = run("finetune.py", "--data_path", dataset, *SHORT, *options, **login)
+    result = call("finetune.py", "--data_path", dataset, *SHORT, *options)
     assert result.returncode == 0, result.stderr
     assert hub.private == {"you/pets": True} and len(hub.commits["you/pets"]) == 2
     local = {file.name: file.read_bytes() for file in (tmp_path / "local").iterdir()}
     assert hub.commits["you/pets"][-1] == local
     revision = re.search(r"revision (\w{40})", result.stdout)[1]
-    photo = str(sorted(app.EXAMPLES.glob("*.jpg"))[0])
+    photo = data_url(sorted(app.EXAMPLES.glob("*.jpg"))[0])
     answers = []
     names = {f"you/pets@{revision}": f"you/pets, revision {revision[:7]}", str(tmp_path / "local"): "local"}
     for source, name in names.items():
-        with running_app(MOBILENET_MODEL=source, **login) as url:
-            answers.append(Client(url, verbose=False).predict(handle_file(photo), "mobilenet", api_name="/predict"))
-            page = browser.new_page()
-            page.goto(url)
-            page.get_by_role("tab", name="About").click()
-            expect(page.get_by_text(f"mobilenet is {name}.")).to_be_visible(timeout=60_000)
-            page.close()
-    assert answers[0] == answers[1]
+        put_behind(mobilenet=source)
+        answers.append(call_endpoint(app_url, "predict", photo, "mobilenet"))
+        page = browser.new_page()
+        page.goto(app_url)
+        page.get_by_role("tab", name="About").click()
+        expect(page.get_by_text(f"mobilenet is {name}.")).to_be_visible(timeout=60_000)
+        page.close()
+    assert "event: complete" in answers[0] and answers[0].partition("data:")[2] == answers[1].partition("data:")[2]
 
 
-def test_a_push_gets_over_a_fault_at_any_call_with_exactly_one_commit(checkpoint, hub, tmp_path):
-    login = hub_login(hub, tmp_path)
-    environment = {**os.environ, **login, "PYTHONPATH": str(Path(finetune.__file__).parent)}
-    code = "import sys, finetune, pathlib; finetune.create_repo('you/pets'); finetune.push(pathlib.Path(sys.argv[1]), 'you/pets')"
-
-    def pushed():
-        command = [sys.executable, "-c", code, str(checkpoint)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-    assert pushed().returncode == 0
-    calls, whole = len(hub.requests), hub.commits["you/pets"][-1]
-    assert whole["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes() and calls >= 6
-    for number in range(1, calls + 1):
+def test_a_push_gets_over_a_fault_at_any_call_with_exactly_one_commit(checkpoint, hub, no_waiting):
+    def push():
         hub.commits.clear()
         hub.lfs.clear()
         hub.requests.clear()
-        hub.faults = {number: ("cut after", 503, "cut", 429)[number % 4]}
-        result = pushed()
-        assert result.returncode == 0, (number, result.stderr)
+        finetune.create_repo("you/pets")
+        finetune.push(checkpoint, "you/pets")
+
+    push()
+    calls, whole = len(hub.requests), hub.commits["you/pets"][-1]
+    commit = next(number for number, made in enumerate(hub.requests, 1) if "/commit/" in made)
+    assert whole["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes() and calls >= 6
+    for number in range(1, calls + 1):
+        hub.faults = {number: "cut after" if number == commit else (503, "cut", 429, "cut after")[number % 4]}
+        push()
         assert not hub.faults and hub.commits["you/pets"] == [{}, whole], number
 
 
-@pytest.mark.parametrize("status", [401, 403, 412])
-def test_a_refusal_ends_the_push_in_words_and_the_checkpoint_stays(dataset, checkpoint, hub, tmp_path, status):
-    login = hub_login(hub, tmp_path)
-    environment = {**os.environ, **login, "PYTHONPATH": str(Path(finetune.__file__).parent)}
-    hub.commits["you/pets"], hub.private["you/pets"] = [{}], True
-    hub.faults = dict.fromkeys([*range(2, 99)], status)
-    code = f"import finetune, sys\ntry: finetune.push({str(checkpoint)!r}, 'you/pets')\nexcept OSError as error: sys.exit(str(error))"
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert f"Push it later with: hf upload you/pets {checkpoint}" in result.stderr.splitlines()[-1]
-    assert len(hub.requests) < 12 and hub.commits["you/pets"] == [{}]
+def test_a_refusal_ends_the_push_in_words_and_the_checkpoint_stays(checkpoint, hub):
+    for status in (401, 403, 412):
+        hub.commits["you/pets"], hub.private["you/pets"] = [{}], True
+        hub.requests.clear()
+        hub.faults = dict.fromkeys(range(2, 99), status)
+        with pytest.raises(OSError, match=f"Push it later with: hf upload you/pets {checkpoint}") as refusal:
+            finetune.push(checkpoint, "you/pets")
+        assert len(str(refusal.value).splitlines()) == 1
+        assert len(hub.requests) < 12 and hub.commits["you/pets"] == [{}]
 
 
 def test_checkpoints_that_are_not_what_they_say_are_refused_in_words(checkpoint, tmp_path):
@@ -560,7 +537,7 @@ def test_model_names_are_torchvisions_and_help_lists_them():
 
     families = [name for name in models.list_models(models) if re.match(r"(resnet|vgg|mobilenet)", name)]
     assert sorted(finetune.MODEL_NAMES) == sorted(families)
-    text = "".join(run("finetune.py", "--help").stdout.split())
+    text = "".join(call("finetune.py", "--help").stdout.split())
     assert ",".join(finetune.MODEL_NAMES) in text
 
 

@@ -1,6 +1,6 @@
 """What a public page is fed: odd files, crowds, curious visitors, broken repos, stops in the middle."""
 
-import base64
+import dataclasses
 import hashlib
 import http.server
 import json
@@ -18,7 +18,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, app_process, asked, called, hub_login, leave, result, running_app, start_call, uploaded
+from conftest import (
+    ROOT,
+    app_process,
+    ask,
+    call_endpoint,
+    data_url,
+    fetch_result,
+    leave,
+    start_call,
+    upload_file,
+)
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from odd_files import odd_files
@@ -30,10 +40,6 @@ import app
 
 REFUSED = re.compile(r"cannot be read as a photo|more than \d+ million pixels")
 CAT = app.EXAMPLES / "cat-chelsea.jpg"
-
-
-def data_url(file: Path) -> dict:
-    return {"url": f"data:image/jpeg;base64,{base64.b64encode(file.read_bytes()).decode()}"}
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +85,7 @@ def test_the_page_answers_or_refuses_every_odd_file(browser, app_url, odd):
     page.close()
 
 
-def test_names_of_files_and_labels_cannot_be_html_nor_formulas(browser, tmp_path):
+def test_names_of_files_and_labels_cannot_be_html_nor_formulas(browser, app_url, put_behind, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(app.EXAMPLES / "mobilenet_v3_small", folder)
     evil = "<img src=x onerror=alert(1)>"
@@ -87,23 +93,23 @@ def test_names_of_files_and_labels_cannot_be_html_nor_formulas(browser, tmp_path
     config["id2label"] = {index: f"{evil}{index}" for index in config["id2label"]}
     (folder / "config.json").write_text(json.dumps(config))
     photo = CAT.read_bytes()
-    with running_app(MOBILENET_MODEL=str(folder)) as url:
-        page = browser.new_page()
-        page.on("dialog", lambda dialog: pytest.fail(f"a name ran a script: {dialog.message}"))
-        page.goto(url)
-        page.locator("input[type=file]").first.set_input_files(CAT)
-        expect(page.get_by_text(evil).first).to_be_visible(timeout=60_000)
-        page.get_by_role("tab", name="Many photos").click()
-        names = [f"{evil}.jpg", "=1+1.jpg", "@SUM(1).jpg", "../../up.jpg"]
-        files = [{"name": name, "mimeType": "image/jpeg", "buffer": photo} for name in names]
-        page.locator("input[type=file]:not([accept*=image])").first.set_input_files(files)
-        expect(page.get_by_text("up").first).to_be_attached(timeout=60_000)
-        page.get_by_role("button", name="Classify").click()
-        with page.expect_download(timeout=60_000) as download:
-            page.get_by_role("button", name="Download the answers as CSV").click(timeout=60_000)
-        assert not re.search(r'^"?[=@+]', download.value.path().read_text(), re.MULTILINE)
-        page.wait_for_timeout(1000)  # an image that fails to load takes a moment to say so
-        page.close()
+    put_behind(mobilenet=folder)
+    page = browser.new_page()
+    page.on("dialog", lambda dialog: pytest.fail(f"a name ran a script: {dialog.message}"))
+    page.goto(app_url)
+    page.locator("input[type=file]").first.set_input_files(CAT)
+    expect(page.get_by_text(evil).first).to_be_visible(timeout=60_000)
+    page.get_by_role("tab", name="Many photos").click()
+    names = [f"{evil}.jpg", "=1+1.jpg", "@SUM(1).jpg", "../../up.jpg"]
+    files = [{"name": name, "mimeType": "image/jpeg", "buffer": photo} for name in names]
+    page.locator("input[type=file]:not([accept*=image])").first.set_input_files(files)
+    expect(page.get_by_text("up").first).to_be_attached(timeout=60_000)
+    page.get_by_role("button", name="Classify").click()
+    with page.expect_download(timeout=60_000) as download:
+        page.get_by_role("button", name="Download the answers as CSV").click(timeout=60_000)
+    assert not re.search(r'^"?[=@+]', download.value.path().read_text(), re.MULTILINE)
+    page.wait_for_timeout(1000)  # an image that fails to load takes a moment to say so
+    page.close()
 
 
 FILES_OF_THE_SERVER = [
@@ -122,7 +128,7 @@ FILES_OF_THE_SERVER = [
 
 @pytest.mark.parametrize("path", FILES_OF_THE_SERVER)
 def test_the_server_hands_out_no_files_and_no_insights(app_url, path):
-    status, _, content = asked(f"{app_url}{path if path.startswith('/') else f'/gradio_api/{path}'}")
+    status, _, content = ask(f"{app_url}{path if path.startswith('/') else f'/gradio_api/{path}'}")
     assert status in (400, 403, 404) and b"root:" not in content and b"import gradio" not in content
 
 
@@ -142,11 +148,11 @@ def test_no_address_is_fetched_for_a_client(app_url):
     kind = {"meta": {"_type": "gradio.FileData"}}
     files = [{"path": address}, {"path": address, **kind}, {"url": address}, {"path": "x.jpg", "url": address, **kind}]
     for file in [*files, {"path": "https://example.org/x.jpg", **kind}, {"path": "file:///etc/passwd", **kind}]:
-        assert "event: error" in (said := called(app_url, "predict", file, "mobilenet")), (file, said)
-        assert "event: error" in (said := called(app_url, "predict_batch", [file], "mobilenet")), (file, said)
-    assert "Send the photo itself" in called(app_url, "predict", files[1], "mobilenet")
+        assert "event: error" in (said := call_endpoint(app_url, "predict", file, "mobilenet")), (file, said)
+        assert "event: error" in (said := call_endpoint(app_url, "predict_batch", [file], "mobilenet")), (file, said)
+    assert "Send the photo itself" in call_endpoint(app_url, "predict", files[1], "mobilenet")
     # gradio would go and get what lies at a public address, for anybody.
-    assert b"Other sites are not fetched" in asked(f"{app_url}/gradio_api/file=https://example.org/x.jpg")[2]
+    assert b"Other sites are not fetched" in ask(f"{app_url}/gradio_api/file=https://example.org/x.jpg")[2]
     inside.shutdown()
     assert not hits
 
@@ -156,12 +162,12 @@ def test_no_address_is_fetched_for_a_client(app_url):
     [(), (5, "mobilenet"), ("x", "mobilenet"), ({"path": 5}, "mobilenet"), ({"path": "a\0b"}, "mobilenet"), (1, 2, 3)],
 )
 def test_a_call_that_makes_no_sense_is_told_so_without_details_of_the_server(app_url, data):
-    said = called(app_url, "predict", *data)
+    said = call_endpoint(app_url, "predict", *data)
     assert "event: error" in said and "This call cannot be answered" in said and str(ROOT) not in said
 
 
 def test_an_unknown_model_is_refused_with_the_choices(app_url):
-    said = called(app_url, "predict", data_url(CAT), "../../etc")
+    said = call_endpoint(app_url, "predict", data_url(CAT), "../../etc")
     assert "event: error" in said and "mobilenet" in said
 
 
@@ -172,16 +178,16 @@ def test_uploads_are_limited_and_never_shown_as_pages(app_url):
         + bytes(21_000_000)
         + b"\r\n--x--"
     )
-    assert asked(f"{app_url}/gradio_api/upload", large, **kind)[0] == 413
+    assert ask(f"{app_url}/gradio_api/upload", large, **kind)[0] == 413
     body = b'{"data": ["' + b"A" * 30_000_000 + b'"]}'
-    status, _, content = asked(f"{app_url}/gradio_api/call/predict", body, **{"Content-Type": "application/json"})
+    status, _, content = ask(f"{app_url}/gradio_api/call/predict", body, **{"Content-Type": "application/json"})
     assert status == 413 and b"Upload the photo instead" in content
     for name, content in (
         ("a.html", b"<script>alert(1)</script>"),
         ("a.svg", b'<svg onload="alert(1)"/>'),
         ("a.jpg", b"<html>"),
     ):
-        status, headers, _ = asked(f"{app_url}/gradio_api/file={uploaded(app_url, name, content)['path']}")
+        status, headers, _ = ask(f"{app_url}/gradio_api/file={upload_file(app_url, name, content)['path']}")
         shown = {key.lower(): value for key, value in headers.items()}
         assert status == 200 and shown["x-content-type-options"] == "nosniff"
         assert shown["content-disposition"].startswith("attachment") or shown["content-type"] == "image/jpeg"
@@ -190,40 +196,40 @@ def test_uploads_are_limited_and_never_shown_as_pages(app_url):
 def test_the_queue_cannot_be_gone_around_and_other_sites_may_not_read(app_url):
     kind = {"Content-Type": "application/json"}
     body = json.dumps({"data": [data_url(CAT), "mobilenet"]}).encode()
-    assert asked(f"{app_url}/gradio_api/run/predict", body, **kind)[0] == 404
-    _, headers, _ = asked(f"{app_url}/config", Origin="https://evil.example", Host="127.0.0.1:7860")
+    assert ask(f"{app_url}/gradio_api/run/predict", body, **kind)[0] == 404
+    _, headers, _ = ask(f"{app_url}/config", Origin="https://evil.example", Host="127.0.0.1:7860")
     assert "access-control-allow-origin" not in {name.lower() for name in headers}
-    assert asked(f"{app_url}/")[1]["referrer-policy"] == "same-origin"
+    assert ask(f"{app_url}/")[1]["referrer-policy"] == "same-origin"
 
 
 def test_programs_can_ask_whether_the_server_is_well(app_url):
-    called(app_url, "predict", data_url(CAT), "mobilenet")
-    status, _, content = asked(f"{app_url}/healthz")
+    call_endpoint(app_url, "predict", data_url(CAT), "mobilenet")
+    status, _, content = ask(f"{app_url}/healthz")
     assert status == 200 and json.loads(content) == {"status": "ok", "loaded": ["mobilenet"]}
 
 
 def test_of_64_callers_each_gets_an_answer_or_is_told_to_come_back(app_url):
-    files = [uploaded(app_url, file.name, file.read_bytes()) for file in app.EXAMPLES.glob("*.jpg")] * 8
+    files = [upload_file(app_url, file.name, file.read_bytes()) for file in app.EXAMPLES.glob("*.jpg")] * 8
 
     def one(_) -> str:
         status, headers, content = start_call(app_url, "predict_batch", files, "mobilenet")
         if status == 503:
             assert json.loads(content) == {"detail": app.BUSY} and headers["retry-after"]
             return "busy"
-        assert "event: complete" in (said := result(app_url, "predict_batch", content)), said
+        assert "event: complete" in (said := fetch_result(app_url, "predict_batch", content)), said
         return "answered"
 
     with ThreadPoolExecutor(64) as callers:
         found = list(callers.map(one, range(64)))
     assert set(found) == {"busy", "answered"} and found.count("answered") >= app.MAX_WAITING
-    assert '"label": "Cat"' in called(app_url, "predict", data_url(CAT), "mobilenet")
+    assert '"label": "Cat"' in call_endpoint(app_url, "predict", data_url(CAT), "mobilenet")
 
 
-def test_uploads_and_results_are_deleted_after_their_time(tmp_path):
+def test_uploads_and_results_are_deleted_after_their_time_and_control_c_stops(tmp_path):
     short = "import app, os; app.demo.delete_cache = (1, 1); os._exit(app.serve())"
-    with app_process(arguments=("-c", short), GRADIO_TEMP_DIR=str(tmp_path)) as (_, url):
-        file = uploaded(url, "a.jpg", CAT.read_bytes())
-        assert "event: complete" in called(url, "predict_batch", [file], "mobilenet")
+    with app_process(arguments=("-c", short), GRADIO_TEMP_DIR=str(tmp_path)) as (process, url):
+        file = upload_file(url, "a.jpg", CAT.read_bytes())
+        assert "event: complete" in call_endpoint(url, "predict_batch", [file], "mobilenet")
         half = f"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: {10**6}\r\n"
         half += (
             'Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\nContent-Disposition: form-data; name="files"; '
@@ -239,51 +245,48 @@ def test_uploads_and_results_are_deleted_after_their_time(tmp_path):
                 break
             time.sleep(0.1)
         assert not left
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
 
 
-def test_uploads_leave_room_on_the_disk():
-    full = "import app, os; app.FREE_BYTES = 10**18; os._exit(app.serve())"
-    with app_process(arguments=("-c", full)) as (_, url):
-        kind = {"Content-Type": "multipart/form-data; boundary=x"}
-        status, _, content = asked(f"{url}/gradio_api/upload", b"--x--", **kind)
-        assert status == 507 and b"no room for more photos" in content
-        assert "event: complete" in called(url, "predict", data_url(CAT), "mobilenet")
+def test_uploads_leave_room_on_the_disk(app_url, monkeypatch):
+    monkeypatch.setattr(app, "FREE_BYTES", 10**18)
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    status, _, content = ask(f"{app_url}/gradio_api/upload", b"--x--", **kind)
+    assert status == 507 and b"no room for more photos" in content
+    assert "event: complete" in call_endpoint(app_url, "predict", data_url(CAT), "mobilenet")
 
 
-def test_a_client_that_leaves_frees_its_work(tmp_path):
-    looked_at = tmp_path / "looked_at"
-    counting = f"""if True:
-        import app, os
-        answers = app.answers
-        def counted(photos, model):
-            with open({str(looked_at)!r}, "a") as file:
-                file.write("x" * len(photos))
-            return answers(photos, model)
-        app.answers = counted
-        os._exit(app.serve())"""
-    with app_process(arguments=("-c", counting)) as (_, url):
-        files = [uploaded(url, "a.jpg", CAT.read_bytes())] * app.MAX_FILES
-        leave(url, "predict_batch", files, "mobilenet")
-        assert "event: complete" in called(url, "predict_batch", files[:1], "mobilenet")
-    assert 1 <= looked_at.stat().st_size < app.MAX_FILES
+def test_a_client_that_leaves_frees_its_work(app_url, monkeypatch):
+    plain, looked_at, begun = app.READY["mobilenet"], [], threading.Event()
+
+    def logits(pixel_values):
+        looked_at.append(len(pixel_values))
+        begun.set()
+        return plain.logits(pixel_values)
+
+    monkeypatch.setitem(app.READY, "mobilenet", dataclasses.replace(plain, logits=logits))
+    files = [upload_file(app_url, "a.jpg", CAT.read_bytes())] * app.MAX_FILES
+    leave(app_url, "predict_batch", files, "mobilenet", wait=begun.wait)
+    assert "event: complete" in call_endpoint(app_url, "predict_batch", files[:1], "mobilenet")
+    assert 1 < sum(looked_at) < app.MAX_FILES
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_stop_lets_the_running_prediction_finish(tmp_path, number, code):
+def test_a_stop_lets_the_running_prediction_finish(tmp_path):
     with app_process(GRADIO_TEMP_DIR=str(tmp_path)) as (process, url):
-        called(url, "predict", data_url(CAT), "mobilenet")  # the model is there
-        files = [uploaded(url, "a.jpg", CAT.read_bytes())] * 150
+        call_endpoint(url, "predict", data_url(CAT), "mobilenet")  # the model is there
+        files = [upload_file(url, "a.jpg", CAT.read_bytes())] * 150
         started = start_call(url, "predict_batch", files, "mobilenet")[2]
         with ThreadPoolExecutor(1) as waiting:
-            answer = waiting.submit(result, url, "predict_batch", started)
+            answer = waiting.submit(fetch_result, url, "predict_batch", started)
             time.sleep(0.2)
-            process.send_signal(number)
+            process.send_signal(signal.SIGTERM)
             assert "event: complete" in answer.result()
-        assert process.wait(timeout=10) == code
+        assert process.wait(timeout=10) == 0
     assert not list(tmp_path.rglob("a.jpg"))  # uploads go, the examples may stay
 
 
-def shared(hub, folder: Path, repo_id: str = "you/vit") -> None:
+def share(hub, folder: Path, repo_id: str = "you/vit") -> None:
     """Put a model folder on the stand-in Hub, its weights as LFS."""
     files = {file.name: file.read_bytes() for file in folder.iterdir()}
     weights = files["model.safetensors"]
@@ -292,45 +295,32 @@ def shared(hub, folder: Path, repo_id: str = "you/vit") -> None:
 
 
 def vit_answer(url: str) -> str:
-    return called(url, "predict", data_url(CAT), "vit")
+    return call_endpoint(url, "predict", data_url(CAT), "vit")
 
 
-def test_the_hub_fails_comes_back_and_goes_away(hub, tiny_vit, tmp_path):
-    environment = {**hub_login(hub, tmp_path), "VIT_MODEL": "you/vit"}
-    with running_app(**environment) as url:  # there is no such model yet
-        assert "The model vit (you/vit) cannot be had: the Hub has no such model" in vit_answer(url)
-        assert "event: complete" in called(url, "predict", data_url(CAT), "mobilenet")
-        shared(hub, tiny_vit)
-        hub.faults = {len(hub.requests) + number: 503 for number in (1, 2, 4)}
-        answer = vit_answer(url)
-        assert "event: complete" in answer and not hub.faults
-    hub.server.shutdown()
-    hub.server.server_close()
-    with running_app(**environment) as url:  # from its cache
-        assert vit_answer(url).partition("data:")[2] == answer.partition("data:")[2]
+def test_the_hub_fails_comes_back_and_goes_away(app_url, put_behind, hub, no_waiting, tiny_vit):
+    put_behind(vit="you/vit")  # there is no such model yet
+    assert "The model vit (you/vit) cannot be had: the Hub has no such model" in vit_answer(app_url)
+    assert "event: complete" in call_endpoint(app_url, "predict", data_url(CAT), "mobilenet")
+    share(hub, tiny_vit)
+    hub.faults = {len(hub.requests) + number: 503 for number in (1, 2, 4)}
+    answer = vit_answer(app_url)
+    assert "event: complete" in answer and not hub.faults
+    hub.close()
+    put_behind(vit="you/vit")  # from its cache
+    assert vit_answer(app_url).partition("data:")[2] == answer.partition("data:")[2]
+    put_behind(vit="you/another")
+    assert "the Hub cannot be reached" in vit_answer(app_url)
 
 
-def loading(**environment) -> str:
-    """Return what a program that imports the app is told when it asks for the ViT."""
-    code = """if True:
-        import app
-        try:
-            print(app.classifier("vit").name)
-        except app.gr.Error as error:
-            print(error.message)"""
-    environment = {**os.environ, "VIT_MODEL": "you/vit", **environment}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    return done.stdout.splitlines()[-1]
-
-
-def test_a_download_that_is_cut_goes_on_where_it_was(hub, tmp_path):
+def test_a_download_that_is_cut_goes_on_where_it_was(hub, no_waiting, put_behind, tmp_path):
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     # 32 MB, as huggingface_hub writes 10 MB at a time
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 250_000}
     ViTForImageClassification(ViTConfig(image_size=32, **sizes)).save_pretrained(tmp_path / "model")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
-    shared(hub, tmp_path / "model")
+    share(hub, tmp_path / "model")
     original, cut = hub.read, []
 
     def cut_once(request):
@@ -340,15 +330,29 @@ def test_a_download_that_is_cut_goes_on_where_it_was(hub, tmp_path):
         original(request)
 
     hub.read = cut_once
-    assert loading(**hub_login(hub, tmp_path)).startswith("you/vit, revision")
+    put_behind(vit="you/vit")
+    assert app.classifier("vit").name.startswith("you/vit, revision")
     assert len(cut) == 2 and re.fullmatch(r"bytes=[1-9]\d*-", cut[1])
 
 
 def test_a_cache_that_cannot_be_written_and_a_disk_that_is_full_are_told_in_words(hub, tiny_vit, tmp_path):
-    shared(hub, tiny_vit)
-    said = loading(**hub_login(hub, tmp_path) | {"HF_HOME": "/proc/nowhere"})
+    """As a program, whose environment says where the cache is and how large a file may be."""
+    share(hub, tiny_vit)
+    code = """if True:
+        import app
+        try:
+            print(app.classifier("vit").name)
+        except app.gr.Error as error:
+            print(error.message)"""
+
+    def load(**environment) -> str:
+        environment = {**os.environ, "VIT_MODEL": "you/vit", "HF_HOME": str(tmp_path / "cache"), **environment}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        return done.stdout.splitlines()[-1]
+
+    said = load(HF_HOME="/proc/nowhere")
     assert "The model vit (you/vit) cannot be had: " in said and "/proc" not in said, said
     small = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
     (tmp_path / "sitecustomize.py").write_text(small)
-    said = loading(**hub_login(hub, tmp_path), PYTHONPATH=str(tmp_path))
+    said = load(PYTHONPATH=str(tmp_path))
     assert "The model vit (you/vit) cannot be had: File too large" in said, said

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import running_app
+from conftest import HUB_ADDRESS
 from gradio_client import Client, handle_file
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -17,13 +17,18 @@ from playwright.sync_api import expect
 import app
 
 PERMISSIONS = ["clipboard-read", "clipboard-write", "camera"]
+# The phone in the dark.
 SIZES = {"desktop": {"width": 1200, "height": 900}, "phone": {"width": 360, "height": 800}}
 
 
-@pytest.fixture(params=SIZES)
+both_sizes = pytest.mark.parametrize("page", SIZES, indirect=True)
+
+
+@pytest.fixture
 def page(browser, app_url, request):
-    dark = "dark" if request.param == "phone" else "light"
-    page = browser.new_page(viewport=SIZES[request.param], color_scheme=dark, permissions=PERMISSIONS)
+    size = getattr(request, "param", "desktop")
+    dark = "dark" if size == "phone" else "light"
+    page = browser.new_page(viewport=SIZES[size], color_scheme=dark, permissions=PERMISSIONS)
     complaints = []
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -60,6 +65,7 @@ def downloaded_rows(page):
     return list(csv.reader(download.value.path().open(encoding="utf-8")))
 
 
+@both_sizes
 def test_an_uploaded_photo_is_answered_without_a_button_and_fits_the_screen(page):
     place = page.get_by_text("Photos to try").bounding_box()
     for name, label in (("cat-profile.jpg", "Cat"), ("dog-porch.jpg", "Dog"), ("neither-coffee.jpg", "Neither")):
@@ -81,26 +87,19 @@ def test_the_page_says_which_model_answers(page):
     expect(page.get_by_text("vit is vit-base-patch16-224, which is not loaded yet.")).to_be_visible()
 
 
-def test_the_page_says_what_an_imagenet_model_sees(browser, tiny_vit):
-    with running_app(VIT_MODEL=str(tiny_vit)) as url:
-        page = browser.new_page()
-        page.goto(url)
+def test_the_page_says_what_an_imagenet_model_sees(page, put_behind, tiny_vit):
+    put_behind(vit=tiny_vit)
+    choose(page, "vit")
+    upload(page, "cat-profile.jpg")
+    expect(page.get_by_text("Of ImageNet's 1000 classes it looks most like")).to_be_visible(timeout=60_000)
+
+
+def test_a_visitor_is_told_that_the_model_is_being_loaded(page, put_behind):
+    put_behind(vit="you/pets")
+    with socket.create_server(HUB_ADDRESS):  # a Hub that is never done
         choose(page, "vit")
         upload(page, "cat-profile.jpg")
-        expect(page.get_by_text("Of ImageNet's 1000 classes it looks most like")).to_be_visible(timeout=60_000)
-        page.close()
-
-
-def test_a_visitor_is_told_that_the_model_is_being_loaded(browser):
-    with socket.create_server(("127.0.0.1", 0)) as slow:  # a Hub that is never done
-        hub = f"http://127.0.0.1:{slow.getsockname()[1]}"
-        with running_app(VIT_MODEL="you/pets", HF_ENDPOINT=hub) as url:
-            page = browser.new_page()
-            page.goto(url)
-            choose(page, "vit")
-            upload(page, "cat-profile.jpg")
-            expect(page.get_by_text("The model vit is being loaded.")).to_be_visible(timeout=60_000)
-            page.close()
+        expect(page.get_by_text("The model vit is being loaded.")).to_be_visible(timeout=60_000)
 
 
 def test_a_pasted_photo_and_one_from_the_camera_are_answered(page):
@@ -125,6 +124,7 @@ def test_a_pasted_photo_and_one_from_the_camera_are_answered(page):
     expect(answer(page)).to_have_text(re.compile("Cat|Dog|Neither"), timeout=60_000)  # the camera shows a test pattern
 
 
+@both_sizes
 def test_why_shows_the_photo_and_its_heatmap(page):
     upload(page, "dog-porch.jpg")
     expect(answer(page)).to_have_text("Dog", timeout=60_000)
@@ -135,20 +135,17 @@ def test_why_shows_the_photo_and_its_heatmap(page):
     expect(page.get_by_text("The brighter a part")).to_have_count(0)
 
 
-def test_both_models_are_compared_in_words(browser, tiny_vit):
-    with running_app(VIT_MODEL=str(tiny_vit)) as url:
-        for size in SIZES.values():
-            page = browser.new_page(viewport=size)
-            page.goto(url)
-            page.get_by_role("tab", name="Compare").click()
-            page.locator("input[type=file]").nth(1).set_input_files(app.EXAMPLES / "dog-red.jpg")
-            words = re.compile(r"They disagree: mobilenet says Dog \(\d+%\) and vit says Neither \(\d+%\)\.")
-            expect(page.get_by_text(words)).to_be_visible(timeout=60_000)
-            page.get_by_role("tab", name="About").click()
-            expect(page.get_by_text(f"vit is {tiny_vit.name}.")).to_be_visible()  # and no more "not loaded yet"
-            page.close()
+def test_both_models_are_compared_in_words(page, put_behind, tiny_vit):
+    put_behind(vit=tiny_vit)
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("input[type=file]").nth(1).set_input_files(app.EXAMPLES / "dog-red.jpg")
+    words = re.compile(r"They disagree: mobilenet says Dog \(\d+%\) and vit says Neither \(\d+%\)\.")
+    expect(page.get_by_text(words)).to_be_visible(timeout=60_000)
+    page.get_by_role("tab", name="About").click()
+    expect(page.get_by_text(f"vit is {tiny_vit.name}.")).to_be_visible()  # and no more "not loaded yet"
 
 
+@both_sizes
 def test_no_tab_shuts_anybody_out(page):
     """axe-core's rules on contrast, names, roles and focus, before and after the answers are there."""
 
@@ -185,6 +182,7 @@ def test_a_dropped_photo_is_answered(page):
     expect(answer(page)).to_have_text("Dog", timeout=60_000)
 
 
+@both_sizes
 def test_a_click_on_an_example_answers_it(page):
     page.get_by_test_id("image").locator("visible=true").first.wait_for()
     page.get_by_role("row", name="A cat, close up").click()
@@ -218,7 +216,6 @@ def test_many_photos_come_back_as_a_table_thumbnails_and_a_csv_file(page, tmp_pa
     assert "cannot be read" in rows[3][3]
 
 
-@pytest.mark.parametrize("page", ["desktop"], indirect=True)
 def test_a_program_is_answered_while_the_page_looks_at_300_photos(page, app_url, tmp_path):
     shown = [(app.EXAMPLES / name, name.split("-")[0].title()) for name in app.SHOWN]
     for index in range(300):

@@ -953,7 +953,8 @@ def serve() -> int:
     stop.wait()
     demo._queue.max_size = 0  # whoever comes now is told that the app is busy
     end = time.monotonic() + LAST_SECONDS
-    while (len(demo._queue) or any(demo._queue.active_jobs)) and time.monotonic() < end:
+    # Until each answer is on its way: once the queue is closed, gradio sends an error instead.
+    while any(list(demo._queue.pending_event_ids_session.values())) and time.monotonic() < end:
         time.sleep(0.05)
     # Seconds for the last bytes of an answer; pages that stay open would hold their connections for ever.
     demo.server.config.timeout_graceful_shutdown = 3

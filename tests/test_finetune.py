@@ -397,6 +397,19 @@ def test_the_same_seed_gives_the_same_weights(checkpoint, dataset, tmp_path):
     assert not torch.equal(first["features.0.0.weight"], other["features.0.0.weight"])
 
 
+def test_the_test_split_has_no_say_in_the_training(checkpoint, dataset, tmp_path):
+    """With other test photos, most of them labelled wrongly, the weights are the same."""
+    splits = load_from_disk(str(dataset))
+    cats = splits["test"].filter(lambda label: label == 0, input_columns="label")
+    labels = [number % 3 for number in range(len(cats))]
+    splits["test"] = cats.remove_columns("label").add_column("label", labels).cast(cats.features)
+    splits.save_to_disk(str(tmp_path / "other"))
+    train(tmp_path / "other", tmp_path / "again", "--epochs", "3", "--batch_size", "64", "--image_size", "64")
+    first, second = (load_file(folder / "model.safetensors") for folder in (checkpoint, tmp_path / "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert f"The test split ({len(cats)} photos)" in (tmp_path / "again" / "README.md").read_text()
+
+
 def test_training_starts_from_the_weights_of_a_file_with_a_new_head(checkpoint):
     model = finetune.build_model("mobilenet_v3_small", 7, str(checkpoint / "model.safetensors"))
     given = load_file(checkpoint / "model.safetensors")
@@ -492,6 +505,7 @@ def test_a_push_gets_over_a_fault_at_any_call_with_exactly_one_commit(checkpoint
         finetune.create_repo("you/pets")
         finetune.push(checkpoint, "you/pets")
 
+    push()  # the first one of a process has a call more
     push()
     calls, whole = len(hub.requests), hub.commits["you/pets"][-1]
     commit = next(number for number, made in enumerate(hub.requests, 1) if "/commit/" in made)
@@ -554,6 +568,16 @@ def test_app_and_finetune_see_the_same_pixels_of_a_photo(tmp_path, mode):
     in_app, in_training = app.open_photo(file), finetune.rgb(Image.open(io.BytesIO(file.read_bytes())))
     assert in_app.size == (30, 40) and in_app.mode == "RGB"
     assert in_app.tobytes() == in_training.tobytes()
+
+
+def test_the_network_is_given_the_same_numbers_in_training_and_in_the_app(checkpoint, dataset):
+    part, processor = load_from_disk(str(dataset))["validation"], finetune.image_processor(64)
+    photos = finetune.Photos(part, processor)
+    in_training = finetune.batch([photos[index] for index in range(len(photos))], processor)["pixel_values"]
+    files = [io.BytesIO(row["bytes"]) for row in part.data.column("image").to_pylist()]
+    served = app.load_classifier(str(checkpoint))
+    in_app = served.processor([app.open_photo(file) for file in files], return_tensors="pt")["pixel_values"]
+    assert torch.allclose(in_app, in_training, atol=1e-5)
 
 
 def test_transparent_parts_of_a_photo_are_white():

@@ -541,6 +541,7 @@ def test_a_push_gets_over_a_fault_at_any_call_with_exactly_one_commit(hub, no_wa
         prep.create_repo("you/pets")
         prep.push(tmp_path / "dataset", "you/pets")
 
+    push()  # the first one of a process has a call more
     push()
     calls, whole = len(hub.requests), hub.commits["datasets/you/pets"][-1]
     assert calls >= 8

@@ -64,7 +64,7 @@ def test_prep_finetune_and_the_page_work_as_pasted(scripts, tiny_vit, monkeypatc
             shutil.rmtree(scripts / "checkpoints", ignore_errors=True)
         if command.startswith("python prep.py"):
             shutil.rmtree(scripts / "dataset", ignore_errors=True)
-        command = re.sub(r"--epochs \d+", "--epochs 2", command)  # the rest as printed
+        command = re.sub(r"--epochs \d+", "--epochs 1", command)  # the rest as printed
         program, script, arguments = re.match(r"(\w+).*?(\w+\.py) (.*)", command).groups()
         if (program, script) in started:
             result = call(script, *shlex.split(arguments))

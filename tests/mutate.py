@@ -1,0 +1,385 @@
+"""Applies deliberate faults to the three scripts, one at a time, and prints which test catches each. By hand.
+
+    python tests/mutate.py
+    python tests/mutate.py exif
+
+The faults whose names hold the word, or all, are tried in copies of this folder, as many at a time as there are cores.
+The tests concerned must pass without the fault. The exit code is the number of faults that no test caught.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Fault(NamedTuple):
+    """A piece of code that stands once in a script, what takes its place, and the tests that should notice."""
+
+    name: str
+    script: str
+    code: str
+    instead: str
+    tests: str  # a test file and words for pytest's -k
+
+
+FAULTS = [
+    Fault(
+        "prep: wrong label order",
+        "prep.py",
+        'names = sorted(usable["label"].unique())',
+        'names = sorted(usable["label"].unique(), reverse=True)',
+        "prep stratified or tables or case_or_spaces",
+    ),
+    Fault(
+        "prep: labels on the wrong photos",
+        "prep.py",
+        '"label": labels[chosen].tolist()',
+        '"label": labels[np.sort(chosen)].tolist()',
+        "prep stratified or tables or class_folders",
+    ),
+    Fault(
+        "prep: no EXIF turn",
+        "prep.py",
+        "upright = ImageOps.exif_transpose(image) if turned else image",
+        "upright = image",
+        "prep upright or iphones or byte_for_byte",
+    ),
+    Fault(
+        "prep: split not by group",
+        "prep.py",
+        'groups = near_duplicate_groups(list(usable["look"]))',
+        "groups = np.arange(len(usable))",
+        "prep near_duplicate or stratified",
+    ),
+    Fault(
+        "prep: near duplicates need equal hashes",
+        "prep.py",
+        "pairs.append(pair[:, differing <= NEAR_BITS])",
+        "pairs.append(pair[:, differing <= 0])",
+        "prep near_duplicate",
+    ),
+    Fault(
+        "prep: path not confined",
+        "prep.py",
+        '.resolve()\n        if not file.is_relative_to(image_folder):\n            return Photo("outside',
+        '.resolve()\n        if False:\n            return Photo("outside',
+        "prep cannot_be_used or subfolders",
+    ),
+    Fault(
+        "prep: row numbers off by one",
+        "prep.py",
+        "range(2, len(table) + 2)",
+        "range(1, len(table) + 1)",
+        "prep cannot_be_used or copies",
+    ),
+    Fault(
+        "prep: copies of a photo stay",
+        "prep.py",
+        "elif index != first.name:",
+        "elif False:",
+        "prep copies or cannot_be_used",
+    ),
+    Fault(
+        "prep: a photo with two labels stays",
+        "prep.py",
+        "            if len(labels) > 1:\n                found[index]",
+        "            if False:\n                found[index]",
+        "prep copies",
+    ),
+    Fault(
+        "prep: cut photos are taken",
+        "prep.py",
+        "image.load()  # verify() would accept a JPEG that is cut off in the middle",
+        "from PIL import ImageFile\n            ImageFile.LOAD_TRUNCATED_IMAGES = True\n            image.load()",
+        "prep cannot_be_used",
+    ),
+    Fault(
+        "prep: semicolons not seen",
+        "prep.py",
+        'max(",;\\t", key=header.count)',
+        'max(",\\t", key=header.count)',
+        "prep tables",
+    ),
+    Fault(
+        "prep: --overwrite replaces any folder",
+        "prep.py",
+        'if dst_path.exists() and not (dst_path / "dataset_dict.json").is_file():',
+        "if False:",
+        "prep exists_is_replaced",
+    ),
+    Fault(
+        "prep: half-written output stays",
+        "prep.py",
+        "    finally:\n        shutil.rmtree(unfinished, ignore_errors=True)",
+        "    finally:\n        pass",
+        "prep bad_input",
+    ),
+    Fault(
+        "prep: no retry of a push", "prep.py", "stop_after_attempt(5)", "stop_after_attempt(1)", "prep push or refusal"
+    ),
+    Fault(
+        "finetune: test photos in training",
+        "finetune.py",
+        "(Photos(splits[split], processor) for split in SPLITS)",
+        '(Photos(splits[split], processor) for split in ("test", "validation", "test"))',
+        "finetune test_split or card_holds",
+    ),
+    Fault(
+        "finetune: the best epoch chosen by the test split",
+        "finetune.py",
+        "eval_dataset=validation,",
+        "eval_dataset=test,",
+        "finetune test_split or best_epoch",
+    ),
+    Fault(
+        "finetune: the card measures the validation split",
+        "finetune.py",
+        "trainer.predict(validation), trainer.predict(test)",
+        "trainer.predict(validation), trainer.predict(validation)",
+        "finetune card_holds or two_processes",
+    ),
+    Fault(
+        "finetune: the last epoch is kept",
+        "finetune.py",
+        "load_best_model_at_end=True",
+        "load_best_model_at_end=False",
+        "finetune best_epoch",
+    ),
+    Fault(
+        "finetune: the epoch with the largest loss is kept",
+        "finetune.py",
+        'greater_is_better=monitor_metric_name != "loss"',
+        "greater_is_better=True",
+        "finetune best_epoch",
+    ),
+    Fault(
+        "finetune: labels reversed in the checkpoint",
+        "finetune.py",
+        '"id2label": dict(enumerate(names))',
+        '"id2label": dict(enumerate(names[::-1]))',
+        "finetune measures_the_accuracy or temperature",
+    ),
+    Fault(
+        "finetune: training sees other pixels than the app",
+        "finetune.py",
+        "processor(pixels, do_resize=False,",
+        "processor(pixels, do_resize=False, do_normalize=False,",
+        "finetune same_numbers or best_epoch",
+    ),
+    Fault(
+        "finetune: transparent parts black",
+        "finetune.py",
+        'Image.new("RGBA", image.size, "white")',
+        'Image.new("RGBA", image.size, "black")',
+        "finetune same_pixels",
+    ),
+    Fault(
+        "finetune: no temperature",
+        "finetune.py",
+        "temperature = best_temperature(tuning.predictions, tuning.label_ids)",
+        "temperature = 1.0",
+        "finetune temperature",
+    ),
+    Fault(
+        "finetune: the teacher has no weight",
+        "finetune.py",
+        "TEACHER_WEIGHT = 3.0",
+        "TEACHER_WEIGHT = 0.0",
+        "finetune teacher or options",
+    ),
+    Fault(
+        "finetune: each process takes the whole batch",
+        "finetune.py",
+        "per_device_train_batch_size=batch_size // processes.num_processes",
+        "per_device_train_batch_size=batch_size",
+        "finetune two_processes",
+    ),
+    Fault(
+        "finetune: the seed is not set",
+        "finetune.py",
+        "    set_seed(seed)  # before",
+        "    # before",
+        "finetune same_seed or resumes",
+    ),
+    Fault(
+        "finetune: no retry of a push",
+        "finetune.py",
+        "stop_after_attempt(5)",
+        "stop_after_attempt(1)",
+        "finetune gets_over",
+    ),
+    Fault(
+        "app: channels in the wrong order",
+        "app.py",
+        '    return image.convert("RGB")\n',
+        '    return Image.merge("RGB", image.convert("RGB").split()[::-1])\n',
+        "finetune same_pixels",
+    ),
+    Fault(
+        "app: no EXIF turn",
+        "app.py",
+        "    image = ImageOps.exif_transpose(image)\n",
+        "",
+        "app however_a_photo",
+    ),
+    Fault(
+        "app: 16 bits cut off at 255",
+        "app.py",
+        "image.point(lambda grey: grey / 256)",
+        "image.point(lambda grey: grey / 1)",
+        "app however_a_photo",
+    ),
+    Fault(
+        "app: temperature twice",
+        "app.py",
+        "/ READY[model].temperature",
+        "/ READY[model].temperature**2",
+        "app compiled_model",
+    ),
+    Fault(
+        "app: cache by name only",
+        "app.py",
+        "@gr.cache(max_size=REMEMBERED)",
+        '@gr.cache(max_size=REMEMBERED, key=lambda asked: asked["model"])',
+        "app every_example",
+    ),
+    Fault(
+        "app: cache without the name",
+        "app.py",
+        "@gr.cache(max_size=REMEMBERED)",
+        '@gr.cache(max_size=REMEMBERED, key=lambda asked: asked["photo"])',
+        "app from_memory",
+    ),
+    Fault(
+        "app: batch answers shuffled",
+        "app.py",
+        "found = iter(answers(photos, model) if photos else [])",
+        "found = iter(answers(photos, model)[::-1] if photos else [])",
+        "app batch",
+    ),
+    Fault(
+        "app: ImageNet's cats off by one",
+        "app.py",
+        "slice(281, 286)",
+        "slice(280, 285)",
+        "app by_index or imagenet",
+    ),
+    Fault(
+        "app: a missing head is filled at random",
+        "app.py",
+        'if found["missing_keys"]:',
+        "if False:",
+        "app with_a_fault",
+    ),
+    Fault(
+        "app: weights that are not finite",
+        "app.py",
+        "if not all(tensor.isfinite().all() for tensor in module.state_dict().values()):",
+        "if False:",
+        "app with_a_fault",
+    ),
+    Fault(
+        "app: any path on the server is opened",
+        "app.py",
+        "if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):",
+        "if False:",
+        "app path_on_the_server",
+    ),
+    Fault(
+        "app: addresses are fetched",
+        "app.py",
+        "gr.processing_utils.async_ssrf_protected_download = no_download\n",
+        "",
+        "nothing_hurts no_address",
+    ),
+    Fault(
+        "app: work goes on for nobody",
+        "app.py",
+        "            if nobody_waits():",
+        "            if False:",
+        "nothing_hurts leaves_frees",
+    ),
+    Fault(
+        "app: no limit on pixels",
+        "app.py",
+        "if image.width * image.height > MAX_PIXELS:",
+        "if False:",
+        "nothing_hurts odd_file",
+    ),
+    Fault(
+        "app: a stop cuts what is being answered",
+        "app.py",
+        "LAST_SECONDS = 6 ",
+        "LAST_SECONDS = 0 ",
+        "nothing_hurts a_stop",
+    ),
+]
+
+
+def run_tests(folder: Path, file: str, words: str) -> tuple[str, str]:
+    """Return the first test in a folder that fails, "" if all pass, and what pytest printed."""
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "--tb=short", "-rfE", f"tests/test_{file}.py"]
+    run = subprocess.run([*command, "-k", words], cwd=folder, capture_output=True, text=True)
+    if run.returncode not in (0, 1):
+        sys.exit(f"tests/test_{file}.py -k {words!r} cannot be run:\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
+    found = re.search(r"(?m)^(?:FAILED|ERROR) \S+?::(.*?)(?: - .*)?$", run.stdout)
+    return found[1] if found else "", run.stdout
+
+
+def copy_scripts(scratch: str) -> Path:
+    """Return a new folder with all that the tests need."""
+    folder = Path(tempfile.mkdtemp(dir=scratch)) / "kit"
+    folder.mkdir()
+    for name in ("app.py", "prep.py", "finetune.py", "requirements.txt", "README.md", ".pytest.ini"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("examples", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def try_fault(fault: Fault, scratch: str) -> str:
+    """Return the test that catches a fault, "" if none does."""
+    folder = copy_scripts(scratch)
+    code = (folder / fault.script).read_text()
+    if code.count(fault.code) != 1:
+        sys.exit(f"{fault.name}: this stands {code.count(fault.code)} times in {fault.script}, not once: {fault.code}")
+    (folder / fault.script).write_text(code.replace(fault.code, fault.instead))
+    caught, _ = run_tests(folder, *fault.tests.split(" ", 1))
+    shutil.rmtree(folder)
+    return caught
+
+
+def main() -> None:
+    """Try the faults, print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("word", nargs="?", default="", help="try the faults whose names hold this")
+    word = parser.parse_args().word
+    faults = [fault for fault in FAULTS if word in fault.name]
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
+        words: dict[str, list[str]] = {}
+        for fault in faults:
+            file, own = fault.tests.split(" ", 1)
+            words.setdefault(file, []).append(own)
+        folder = copy_scripts(scratch)
+        for failed, printed in pool.map(lambda file: run_tests(folder, file, " or ".join(words[file])), words):
+            if failed:
+                sys.exit(f"{printed}\nWithout any fault, {failed} fails. Mend that first.")
+        missed = 0
+        for fault, caught in zip(faults, pool.map(lambda fault: try_fault(fault, scratch), faults), strict=True):
+            print(f"{fault.name:<55} {caught or 'NOT CAUGHT'}", flush=True)
+            missed += not caught
+    print(f"{len(faults) - missed} of {len(faults)} faults caught")
+    sys.exit(missed)
+
+
+if __name__ == "__main__":
+    main()

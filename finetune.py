@@ -22,16 +22,17 @@
 # timeout = "4h"
 # secrets = ["HF_TOKEN"]
 # ///
-"""Fine-tune a torchvision network on a dataset made by prep.py, and write a checkpoint that app.py serves.
+"""Fine-tune an image classifier on a dataset made by prep.py, and write a model folder, which is a model of the Hub.
 
     python finetune.py --data_path dataset --model_name mobilenet_v3_small
     python finetune.py --data_path dataset --model_name resnet18 --epochs 5 --lr 5e-4 --push_to_hub you/pets
+    python finetune.py --data_path dataset --model_name google/vit-base-patch16-224 --lr 1e-4
     python finetune.py --data_path dataset --weights none --epochs 30 --lr 2e-3 --resume
     torchrun --nproc_per_node 2 finetune.py --data_path dataset
     hf jobs uv run finetune.py --data_path you/pets-data --push_to_hub you/pets
 
-The checkpoint is a folder with model.safetensors, config.json, preprocessor_config.json, a model card, README.md, and
-its pictures. In a notebook:
+A name of torchvision becomes timm's network of the same function, so transformers and timm open the folder. In a
+notebook:
 
     from finetune import finetune
     model, metrics = finetune(data_path="dataset", model_name="mobilenet_v3_small", epochs=3)
@@ -45,44 +46,50 @@ import random
 import shlex
 import shutil
 import sys
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
-# Written out so that --help needs no torch; a test compares them with torchvision's own list.
-MODEL_NAMES = (
-    *("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small"),
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"),
-)
+# torchvision's networks: timm's name of each, and what makes that one the same function and train alike. Written out so
+# that --help needs no torch; a test compares all of them with torchvision's.
+NETWORKS = {
+    "mobilenet_v2": ("mobilenetv2_100", {"drop_rate": 0.2}),
+    "mobilenet_v3_large": ("mobilenetv3_large_100", {"bn_eps": 1e-3, "drop_rate": 0.2}),
+    "mobilenet_v3_small": ("mobilenetv3_small_100", {"bn_eps": 1e-3, "drop_rate": 0.2}),
+    **{f"resnet{depth}": (f"resnet{depth}", {}) for depth in (18, 34, 50, 101, 152)},
+    **{f"vgg{depth}{bn}": (f"vgg{depth}{bn}", {"drop_rate": 0.5}) for depth in (11, 13, 16, 19) for bn in ("", "_bn")},
+}
 # All but accuracy and loss are means over the classes; roc_auc is that of each class against the rest.
 METRIC_NAMES = ("accuracy", "f1", "precision", "recall", "roc_auc", "loss")
-START = {"none": "from scratch", "DEFAULT": "from torchvision's pretrained weights"}
+START = {"none": "from scratch", "DEFAULT": "from pretrained weights"}
 TEACHER_WEIGHT = 3.0  # of the loss of imitating the teacher, beside that of the labels
 TEACHER_VIEWS = 4  # parts of each training photo that the teacher is asked about
 SPLITS = ("train", "validation", "test")
 CACHE_BYTES = 4 * 2**30  # of decoded photos in each split; the photos beyond it are decoded anew each time
+IMAGE_SIZE = 192  # of torchvision's networks
 CALIBRATION_BINS = 15
 MISTAKES = 24  # on the picture of the worst ones
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights expect
 
 CARD = """# {architecture}: {labels}
 
-torchvision's `{architecture}`, trained by `finetune.py` on {photos} photos, {start}.
-A photo is scaled to a square of {size}x{size} pixels whole, without a crop, as `preprocessor_config.json` says.
+`{architecture}` ({kind}), trained by `finetune.py` on {photos} photos, {start}. {parameters} parameters, {megabytes:.1f} MB.
+A photo is scaled to {size}x{size} pixels, as `preprocessor_config.json` says.
 
 ## Results
 
 The test split ({test_photos} photos) was not looked at before the last epoch; it was measured once, with the epoch
-that had the best validation {monitor}: epoch {best_epoch}, {best_value:.4f}.
+that had the best validation {monitor}: epoch {best_epoch}, {best_value:.4f}. All but the accuracy are means over the
+classes (macro).
 
 {results}
 
-A confidence is the softmax of the logits over the temperature {temperature:.3f}, which fits the validation split best.
-Expected calibration error on the test split ({bins} bins): {ece_before:.4f} without it, {ece:.4f} with it.
+A confidence is the plain softmax of the logits. The temperature that fits the validation split best, {temperature:.3f}, is
+divided into the last layer. Expected calibration error on the test split ({bins} bins): {ece_before:.4f} without it,
+{ece:.4f} with it.
 
 | class | test photos | precision | recall |
 | --- | --- | --- | --- |
@@ -103,24 +110,46 @@ Photos by class: {counts}. SHA-256 of the test split: `{fingerprint}`. Versions:
 
 ## How to use it
 
-`MOBILENET_MODEL=FOLDER_OR_REPO python app.py`, or in Python:
+With transformers:
 
 ```python
-import json
+from transformers import pipeline
 
-import torchvision
-from safetensors.torch import load_file
-
-config = json.load(open("config.json"))
-model = torchvision.models.get_model(config["architecture"], num_classes=len(config["id2label"]))
-model.load_state_dict(load_file("model.safetensors"))
-# The probabilities are (logits / config["temperature"]).softmax(1).
+classify = pipeline("image-classification", model="{repo}")
+print(classify("photo.jpg"))
 ```
+{timm}
+In a browser or in Node, with transformers.js:
+
+```javascript
+import {{ AutoImageProcessor, AutoModel, RawImage, softmax }} from "@huggingface/transformers";
+
+const processor = await AutoImageProcessor.from_pretrained("{repo}");
+const model = await AutoModel.from_pretrained("{repo}", {{ dtype: "fp32" }});
+const {{ logits }} = await model(await processor(await RawImage.read("photo.jpg")));
+const scores = softmax(logits.data);
+console.log(model.config.id2label[scores.indexOf(Math.max(...scores))]);
+```
+
+On a page: `MOBILENET_MODEL={repo} python app.py`. Any ONNX runtime takes `onnx/model.onnx`.
 
 ## Limits
 
 It knows the classes above and nothing else: any photo is given one of them. The numbers hold for photos like those of
 the dataset.
+"""
+TIMM_SNIPPET = """
+With timm:
+
+```python
+import timm
+from PIL import Image
+
+model = timm.create_model("{source}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+scores = model(transform(Image.open("photo.jpg").convert("RGB"))[None]).softmax(1)[0].tolist()
+print(dict(zip(model.pretrained_cfg["label_names"], scores)))
+```
 """
 
 
@@ -170,11 +199,11 @@ def rgb(image):
     return image.convert("RGB")
 
 
-def image_processor(size: int):
-    """Return the preprocessing of evaluation and app: the whole photo to a size x size square, then ImageNet's scaling."""
-    from transformers import ViTImageProcessor
+def image_processor(size: int, mean=MEAN, std=STD):
+    """Return the preprocessing of evaluation and app: the whole photo to a size x size square, then mean and deviation."""
+    from transformers import ViTImageProcessorPil  # Pillow's resizing, as in the app
 
-    return ViTImageProcessor(size={"height": size, "width": size}, image_mean=MEAN, image_std=STD)
+    return ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=list(mean), image_std=list(std))
 
 
 class Photos:
@@ -189,7 +218,7 @@ class Photos:
 
         self.part, self.labels = part, list(part["label"])
         self.processor = partial(processor, do_rescale=False, do_normalize=False, return_tensors="pt")
-        shape = (3, processor.size["height"], processor.size["width"])
+        shape = (3, *[input_size(processor)] * 2)
         kept = min(len(part), CACHE_BYTES // math.prod(shape))
         self.pixels = torch.empty(kept, *shape, dtype=torch.uint8)
         with ThreadPoolExecutor() as pool:
@@ -226,12 +255,21 @@ class Photos:
         return {**photo, "pixels": self.transform(pixels) if self.transform else pixels}
 
 
-def batch(photos: list[dict], processor) -> dict:
-    """Return `pixel_values` (N, 3, size, size) scaled by the processor, as in the app, `labels` (N), `teacher_logits`."""
-    from torch.utils.data import default_collate
+def input_size(processor) -> int:
+    """Return the side of the square that a processor makes of a photo."""
+    from PIL import Image
 
-    pixels = [photo.pop("pixels") for photo in photos]
-    return {**processor(pixels, do_resize=False, return_tensors="pt"), **default_collate(photos)}
+    return processor(Image.new("RGB", (64, 64)), return_tensors="np")["pixel_values"].shape[-1]
+
+
+def batch(photos: list[dict], processor) -> dict:
+    """Return `pixel_values` (N, 3, size, size) scaled as the processor does, `labels` (N), `teacher_logits`."""
+    import torch
+    from torch.utils.data import default_collate
+    from torchvision.transforms.v2.functional import normalize
+
+    pixels = torch.stack([photo.pop("pixels") for photo in photos]) * processor.rescale_factor
+    return {"pixel_values": normalize(pixels, processor.image_mean, processor.image_std), **default_collate(photos)}
 
 
 def teacher_logits(photos: Photos, teacher: str, device: str, cache: Path):
@@ -334,17 +372,17 @@ def frozen_body(head: str, epochs: int):
     return FrozenBody()
 
 
-def initial_weights(model_name: str, weights: str) -> dict:
-    """Return the state dict to start from: torchvision's pretrained one, that of a safetensors file, or none.
+def start_weights(model_name: str, weights: str) -> dict:
+    """Return the tensors to start from: torchvision's pretrained ones, or those of a safetensors file or its folder.
 
     Raises:
-        OSError, ValueError: if it cannot be downloaded or read.
+        OSError, ValueError: if they cannot be downloaded or read.
     """
-    if weights == "none":
-        return {}
-    if weights == "DEFAULT":
-        from torchvision.models import get_model_weights
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from torchvision.models import get_model_weights
 
+    if weights == "DEFAULT":
         try:
             return get_model_weights(model_name).DEFAULT.get_state_dict(
                 progress=True, check_hash=True, weights_only=True
@@ -354,49 +392,138 @@ def initial_weights(model_name: str, weights: str) -> dict:
                 f"The pretrained weights of {model_name} cannot be downloaded ({first_line(error)}). "
                 "Use --weights none to train from scratch, or --weights FILE with a safetensors file."
             ) from error
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    file = Path(weights, "model.safetensors") if Path(weights).is_dir() else weights
     try:
-        return load_file(weights)
+        return load_file(file)
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"--weights {weights} is neither DEFAULT, none, nor a safetensors file that can be read: {first_line(error)}"
+            f"--weights {weights} is neither DEFAULT, none, nor a safetensors file or a folder with one: {first_line(error)}."
         ) from error
 
 
-def build_model(model_name: str, nclasses: int, weights: str):
-    """Return the torchvision network with a new last layer for `nclasses`, the rest from `weights`.
+def fill(network, model_name: str, weights: str) -> None:
+    """Give timm's network the weights, named as in torchvision or in timm, all but the last layer, which stays new.
+
+    Tensors of the two differ in name and shape, not in order. A file without any classifier leaves those layers new.
 
     Raises:
-        OSError, ValueError: if the weights cannot be had or belong to another network.
+        OSError, ValueError: if the weights cannot be read, or are not exactly those of this network.
     """
     import torch
     from torchvision.models import get_model
 
-    state = initial_weights(model_name, weights)
-    model = get_model(model_name, weights=None, num_classes=nclasses)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.1  # with the 0.01 of torchvision's MobileNetV3 the averages lag hundreds of steps
-    if not state:
-        return model
-    head = head_name(model)
-    try:
-        body = {name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")}
-        keys = model.load_state_dict(body, strict=False)
-    except RuntimeError as error:
-        raise ValueError(
-            f"--weights {weights} is not a {model_name}: some of its tensors have another shape."
-        ) from error
-    wrong = keys.unexpected_keys + [name for name in keys.missing_keys if not name.startswith(f"{head}.")]
-    if wrong:
+    with torch.device("meta"):
+        theirs = list(get_model(model_name).state_dict())
+    own = network.state_dict()
+    renamed = dict(zip(theirs, own, strict=True))
+    classifier = {renamed[name] for name in theirs if name.startswith(("classifier.", "fc."))}
+    head = {f"{head_name(network)}.{name}" for name in ("weight", "bias")}
+    given = {}
+    for name, tensor in start_weights(model_name, weights).items():
+        name = name.removeprefix("timm_model.")
+        given[renamed.get(name, name)] = tensor
+    new = head if (classifier - head) & set(given) else classifier
+    body = {name: tensor for name, tensor in given.items() if name not in head}
+    counters = {name for name in own if name.endswith("num_batches_tracked")}  # which older files lack
+    if wrong := sorted((set(own) - counters - new) ^ (set(body) - counters)):
         raise ValueError(f"--weights {weights} is not a {model_name}: {wrong[0]} is only in one of the two.")
-    return model
+    for name, tensor in body.items():
+        if tensor.numel() != own[name].numel():
+            raise ValueError(f"--weights {weights} is not a {model_name}: {name} has another shape.")
+        if not tensor.isfinite().all():
+            raise ValueError(f"--weights {weights} cannot be used: {name} holds numbers that are not finite.")
+    if new != head:
+        print(f"{weights} has no classifier: {', '.join(sorted(new))} start new.")
+    shaped = {name: tensor.reshape(own[name].shape) for name, tensor in body.items()}
+    network.load_state_dict(shaped, strict=False)
+
+
+def torchvision_model(model_name: str, labels: dict, weights: str, size: int):
+    """Return torchvision's network as a transformers model (timm's, wrapped) with a new last layer, and its processor.
+
+    Raises:
+        OSError, ValueError: if the weights cannot be read, or belong to another network.
+    """
+    import torch
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    architecture, arguments = NETWORKS[model_name]
+    config = TimmWrapperConfig(architecture=architecture, model_args=arguments, **labels)
+    model = TimmWrapperForImageClassification(config)
+    network = model.timm_model
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.1
+    if weights != "none":
+        fill(network, model_name, weights)
+    # How timm is to prepare a photo: as the processor does.
+    seen = {"input_size": [3, size, size], "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+    kept = {name: network.pretrained_cfg[name] for name in ("pool_size", "first_conv", "classifier")}
+    config.pretrained_cfg = {**kept, **seen, "fixed_input_size": False, "mean": MEAN, "std": STD}
+    return model, image_processor(size)
+
+
+def hub_model(model_name: str, labels: dict, weights: str, size: int | None):
+    """Return an image classifier of the Hub, or of a folder, with a new last layer, and its processor.
+
+    Raises:
+        OSError, ValueError: if transformers cannot load it from safetensors, or it lacks more than the last layer.
+    """
+    import torch
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+    safely = {"trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(model_name, **labels, **safely)
+        if weights == "none":
+            model, absent = AutoModelForImageClassification.from_config(config, **safely), []
+        else:
+            how = {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": True, **safely}
+            model, found = AutoModelForImageClassification.from_pretrained(
+                model_name, config=config, output_loading_info=True, **how
+            )
+            absent = found["missing_keys"]
+        processor = AutoImageProcessor.from_pretrained(model_name, backend="pil", **safely)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(
+            f"--model_name {model_name} is neither a name of torchvision nor an image classifier that transformers loads: "
+            f"{first_line(error)}."
+        ) from error
+    head = head_name(model)
+    if wrong := [name for name in absent if not name.startswith(f"{head}.")]:
+        raise ValueError(f"--model_name {model_name}: its weights lack {min(wrong)}.")
+    model.get_submodule(head).reset_parameters()
+    if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+        raise ValueError(f"--model_name {model_name}: its weights are not finite numbers.")
+    if config.model_type == "timm_wrapper" and not hasattr(processor, "image_mean"):  # timm's processor is its own
+        seen = config.pretrained_cfg
+        return model, image_processor(size or seen["input_size"][-1], seen["mean"], seen["std"])
+    return model, image_processor(size, processor.image_mean, processor.image_std) if size else processor
+
+
+def build_model(model_name: str, names: list[str], weights: str, size: int | None):
+    """Return the transformers model with a new last layer for the classes, the rest from `weights`, and its processor.
+
+    Raises:
+        OSError, ValueError: if the model or the weights cannot be loaded.
+    """
+    labels = {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+    if model_name in NETWORKS:
+        return torchvision_model(model_name, labels, weights, size or max(IMAGE_SIZE, smallest_size(model_name)))
+    return hub_model(model_name, labels, weights, size)
+
+
+def smallest_size(model_name: str) -> int:
+    """Return the least pixels of a photo's side; for less, a VGG stretches its features, which ONNX cannot express."""
+    return 224 if model_name in NETWORKS and model_name.startswith("vgg") else 32
 
 
 def head_name(model) -> str:
-    """Return the name of the network's last layer, whose outputs are the logits."""
+    """Return the name of the model's last layer, whose outputs are the logits."""
     import torch
 
     return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][-1]
@@ -429,11 +556,11 @@ def mixed(pixel_values, how_often: float):
 
 
 def trainable(model, weights, *, label_smoothing: float, mix: bool, ema_decay: float, teacher_classes: int):
-    """Return the network as the Trainer wants it: `pixel_values` and `labels` in, `loss` and `logits` out.
+    """Return the model as the Trainer wants it: `pixel_values` and `labels` in, `loss` and `logits` out.
 
-    With `teacher_logits`, a second head on the last feature map, which is not part of the network, also learns to give
-    them (Hinton et al. 2015, Distilling the Knowledge in a Neural Network), and the features profit. With `mix`, photos
-    are mixed, and what is to be learnt of them as well. With `ema_decay`, evaluation takes the exponential moving
+    With `teacher_logits`, a second head on what the last layer is given, which is not part of the model, also learns to
+    give them (Hinton et al. 2015, Distilling the Knowledge in a Neural Network), and the features profit. With `mix`,
+    photos are mixed, and what is to be learnt of them as well. With `ema_decay`, evaluation takes the exponential moving
     average of the weights.
     """
     import torch
@@ -448,7 +575,7 @@ def trainable(model, weights, *, label_smoothing: float, mix: bool, ema_decay: f
             super().__init__()
             self.network = model
             self.loss = torch.nn.CrossEntropyLoss(weights, label_smoothing=label_smoothing)
-            self.imitation = torch.nn.Linear(channels, teacher_classes) if teacher_classes else None
+            self.imitation = torch.nn.Linear(head.in_features, teacher_classes) if teacher_classes else None
             self.average = None
             if ema_decay:  # of the batch norms' statistics too, which belong to the weights
                 self.average = AveragedModel(model, avg_fn=moving_average, use_buffers=True).requires_grad_(False)
@@ -459,25 +586,23 @@ def trainable(model, weights, *, label_smoothing: float, mix: bool, ema_decay: f
                 self.average.update_parameters(self.network)
             if self.training and mix:
                 pixel_values, shares = mixed(pixel_values, self.mixed_steps)
-                labels = shares @ one_hot(labels, classes).to(shares)
+                labels = shares @ one_hot(labels, head.out_features).to(shares)
             elif not self.training and self.average:
-                logits = self.average(pixel_values)
+                logits = self.average(pixel_values).logits
                 return {"loss": self.loss(logits, labels), "logits": logits}
             features = []
-            with body.register_forward_hook(lambda _, inputs, output: features.append(output.mean((2, 3)))):
+            with head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0])):
                 # channels_last: 1.6 times the photos/s on a CPU with two cores
-                logits = self.network(pixel_values.contiguous(memory_format=torch.channels_last))
+                logits = self.network(pixel_values.contiguous(memory_format=torch.channels_last)).logits
             loss = self.loss(logits, labels)
             if teacher_logits is not None:
                 teacher = softmax(teacher_logits, 1)
                 teacher = shares @ teacher if mix else teacher
-                pupil = log_softmax(self.imitation(features[0]), 1)
-                loss = loss + TEACHER_WEIGHT * kl_div(pupil, teacher, reduction="batchmean")
+                student = log_softmax(self.imitation(features[0]), 1)
+                loss = loss + TEACHER_WEIGHT * kl_div(student, teacher, reduction="batchmean")
             return {"loss": loss, "logits": logits}
 
-    body = model.layer4 if hasattr(model, "layer4") else model.features  # a ResNet, or a MobileNet or VGG
-    channels = [module for module in body.modules() if isinstance(module, torch.nn.Conv2d)][-1].out_channels
-    classes = model.get_submodule(head_name(model)).out_features
+    head = model.get_submodule(head_name(model))
     return Trainable()
 
 
@@ -684,7 +809,7 @@ def finetune(
     weights: str = "DEFAULT",
     teacher: str | None = None,
     nclasses: int | None = None,
-    image_size: int = 192,
+    image_size: int | None = None,
     epochs: int = 3,
     freeze_epochs: int = 0,
     early_stopping: int = 0,
@@ -697,13 +822,13 @@ def finetune(
     monitor_metric_name: str = "accuracy",
     seed: int = 42,
     device: str = "auto",
-    export: str | None = None,
+    license: str = "other",
     push_to_hub: str | None = None,
 ) -> tuple:
-    """Train, keep the best epoch, calibrate it, measure it on the test split, write the checkpoint folder.
+    """Train, keep the best epoch, calibrate it, measure it on the test split, write the model folder.
 
     Returns:
-        The torchvision network on the CPU in evaluation mode, and the test split's metrics (each 0 to 1).
+        The calibrated transformers model on the CPU in evaluation mode, and the test split's metrics (each 0 to 1).
 
     Raises:
         OSError, ValueError: with one sentence that says what is wrong; nothing is left at `checkpoints_path` then.
@@ -711,7 +836,7 @@ def finetune(
     asked = dict(locals())
     check_numbers(asked)
     command = command_line(asked)
-    folder = Path(checkpoints_path or Path("checkpoints") / model_name)
+    folder = Path(checkpoints_path or Path("checkpoints") / Path(model_name).name)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     check_output(folder, overwrite or (resume and unfinished.exists()))
     splits = load_splits(str(data_path))
@@ -721,6 +846,7 @@ def finetune(
     device = checked_device(device)
     # Several processes have made sure of the folders before the first one changes them.
     import numpy as np
+    import torch
     from accelerate import PartialState
     from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 
@@ -735,8 +861,7 @@ def finetune(
     if device == "cpu":
         keep_freed_memory()
     set_seed(seed)  # before the network is made: the new layers start from random numbers
-    model = build_model(model_name, len(names), weights)
-    processor = image_processor(image_size)
+    model, processor = build_model(model_name, names, weights, image_size)
     train, validation, test = (Photos(splits[split], processor) for split in SPLITS)
     try:
         if processes.is_main_process:
@@ -787,7 +912,7 @@ def finetune(
             data_collator=partial(batch, processor=processor),
             compute_metrics=metrics,
             callbacks=[
-                photos_by_epoch(train, trained, image_size),
+                photos_by_epoch(train, trained, input_size(processor)),
                 *([frozen_body(head_name(model), freeze_epochs)] if freeze_epochs else []),
                 *([EarlyStoppingCallback(early_stopping)] if early_stopping else []),
             ],
@@ -801,17 +926,24 @@ def finetune(
         if processes.is_main_process and not last_epoch(unfinished):  # else it is kept for --resume
             shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    model = (trainer.model.average.module if ema_decay else model).cpu().eval()
+    model = (trained.average.module if ema_decay else model).cpu().eval()
+    # Divided into the last layer, so that a plain softmax is calibrated wherever the model goes.
+    temperature = best_temperature(tuning.predictions, tuning.label_ids)
+    with torch.no_grad():
+        for parameter in model.get_submodule(head_name(model)).parameters():
+            parameter /= temperature
     measured = metrics(prediction)
     if processes.is_main_process:
         scratch = unfinished / "result"
         shutil.rmtree(scratch, ignore_errors=True)
-        write_result(scratch, model, processor, splits, trainer.state.log_history, tuning, prediction, asked)
+        write_result(
+            scratch, model, processor, splits, trainer.state.log_history, tuning, prediction, temperature, asked
+        )
         if folder.exists():
             folder.rename(unfinished / "replaced")
         scratch.rename(folder)
         shutil.rmtree(unfinished)
-        print(f"Test accuracy {measured['accuracy']:.4f} on {len(test)} photos. Checkpoint written to {folder}")
+        print(f"Test accuracy {measured['accuracy']:.4f} on {len(test)} photos. Model written to {folder}")
         if push_to_hub:
             push(folder, push_to_hub)
     processes.wait_for_everyone()
@@ -819,37 +951,43 @@ def finetune(
 
 
 def write_result(
-    folder: Path, model, processor, splits, log_history: list[dict], tuning, prediction, asked: dict
+    folder: Path,
+    model,
+    processor,
+    splits,
+    log_history: list[dict],
+    tuning,
+    prediction,
+    temperature: float,
+    asked: dict,
 ) -> None:
-    """Write all of a checkpoint to a new folder: weights, config, preprocessing, pictures, card, and ONNX if asked for.
+    """Write all of a model folder to a new one: weights, config, preprocessing, ONNX, pictures, card.
 
     Args:
+        model: calibrated, which the predictions are not.
         tuning, prediction: the Trainer's, of the validation and of the test split.
         asked: the arguments of `finetune`.
     """
     names = splits["train"].features["label"].names
-    temperature = best_temperature(tuning.predictions, tuning.label_ids)
-    threshold = unsure_below(tuning.predictions, tuning.label_ids, temperature)
-    calibrated = {"temperature": temperature, "unsure_below": threshold}  # what the app needs beside the weights
-    write_checkpoint(str(folder), model, asked["model_name"], names, processor, **calibrated)
+    write_model(folder, model, processor, unsure_below(tuning.predictions, tuning.label_ids, temperature))
     draw_pictures(str(folder), log_history, prediction, splits["test"], names, temperature)
     start = START.get(asked["weights"], f"from the weights in {asked['weights']}")
     monitor = asked["monitor_metric_name"]
     card = model_card(
         splits,
         prediction,
-        architecture=asked["model_name"],
-        size=asked["image_size"],
-        data_name=Path(asked["data_path"]).name,
+        model=model,
+        asked=asked,
+        temperature=temperature,
+        best=best_epoch(log_history, monitor),
+        architecture=Path(asked["model_name"]).name,
+        size=input_size(processor),
+        megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
         start=start + (f" and with {Path(asked['teacher']).name} as its teacher" if asked["teacher"] else ""),
         monitor=monitor,
-        best=best_epoch(log_history, monitor),
         command=command_line(asked),
-        temperature=temperature,
     )
     card.save(folder / "README.md")
-    if asked["export"] == "onnx":
-        export_onnx(folder, model, asked["image_size"])
 
 
 def check_numbers(asked: dict) -> None:
@@ -858,12 +996,7 @@ def check_numbers(asked: dict) -> None:
     Raises:
         ValueError: with the flag that is not.
     """
-    choices = {
-        "model_name": MODEL_NAMES,
-        "monitor_metric_name": METRIC_NAMES,
-        "class_weights": ("auto", "none"),
-        "export": (None, "onnx"),
-    }
+    choices = {"monitor_metric_name": METRIC_NAMES, "class_weights": ("auto", "none")}
     for name, allowed in choices.items():
         if asked[name] not in allowed:
             raise ValueError(f"--{name} {asked[name]} is none of: {', '.join(map(str, allowed))}.")
@@ -876,10 +1009,15 @@ def check_numbers(asked: dict) -> None:
     for name in ("label_smoothing", "ema_decay"):
         if not 0 <= asked[name] < 1:
             raise ValueError(f"--{name} {asked[name]:g} must be 0 or more, and less than 1.")
-    if asked["export"] == "onnx" and not find_spec("onnx"):
-        raise ValueError("--export onnx needs one more package: pip install onnx")
-    if asked["image_size"] < 32:
-        raise ValueError(f"--image_size {asked['image_size']} is too small: the networks need 32 pixels or more.")
+    smallest = smallest_size(asked["model_name"])
+    if asked["image_size"] is not None and asked["image_size"] < smallest:
+        raise ValueError(
+            f"--image_size {asked['image_size']} is too small: {asked['model_name']} needs {smallest} pixels or more."
+        )
+    if asked["model_name"] not in NETWORKS and asked["weights"] not in START:
+        raise ValueError(
+            f"--weights {asked['weights']} is for torchvision's names. To start from that model, give its folder to --model_name."
+        )
 
 
 def clear_unfinished_run(unfinished: Path, command: str, overwrite: bool, resume: bool) -> None:
@@ -916,29 +1054,30 @@ def last_epoch(unfinished: Path) -> str | None:
     return str(max(folders, key=lambda folder: int(folder.name.split("-")[1]))) if folders else None
 
 
-def write_checkpoint(folder: str, model, model_name: str, names: list[str], processor, **calibrated: float) -> None:
-    """Write weights, config and preprocessing to a new folder.
+def write_model(folder: Path, model, processor, unsure_below: float) -> None:
+    """Write a new folder that transformers, ONNX runtimes and, if it is timm's network, timm open.
 
     Args:
-        calibrated: what the config also holds: temperature, unsure_below.
+        unsure_below: what the config also holds: the confidence below which an answer had better be "not sure".
     """
     from safetensors.torch import save
 
-    Path(folder).mkdir()
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    Path(folder, "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
-    config = {
-        "architecture": model_name,
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: index for index, name in enumerate(names)},
-        **calibrated,
-    }
-    Path(folder, "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if hasattr(model, "timm_model"):  # whose names transformers prefixes, which timm does not read
+        tensors = {name: tensor.contiguous() for name, tensor in model.timm_model.state_dict().items()}
+        (folder / "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
+        config["pretrained_cfg"]["num_classes"] = config["num_classes"]
+    names = model.config.id2label  # in both forms, as timm reads one and transformers.js the other
+    config |= {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    file.write_text(json.dumps({**config, "unsure_below": unsure_below}, indent=2) + "\n", encoding="utf-8")
+    export_onnx(folder / "onnx", model, input_size(processor))
 
 
-def export_onnx(folder: Path, model, image_size: int) -> None:
-    """Write onnx/model.onnx, from pixel_values to logits, both of any number of photos, and compare it with torch.
+def export_onnx(folder: Path, model, size: int) -> None:
+    """Write model.onnx, from pixel_values to logits, both of any number of photos, and compare it with torch.
 
     Raises:
         ValueError: if its logits are others.
@@ -946,21 +1085,30 @@ def export_onnx(folder: Path, model, image_size: int) -> None:
     import openvino
     import torch
 
-    (folder / "onnx").mkdir()
-    file = folder / "onnx" / "model.onnx"
-    pixels = torch.rand(2, 3, image_size, image_size)
-    torch.onnx.export(
-        model,
-        (pixels[:1],),
-        file,
-        input_names=["pixel_values"],
-        output_names=["logits"],
-        dynamic_axes={"pixel_values": {0: "photos"}, "logits": {0: "photos"}},
-        dynamo=False,
-    )
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values):
+            return self.model(pixel_values).logits
+
+    folder.mkdir()
+    pixels = torch.rand(2, 3, size, size)
+    with warnings.catch_warnings(action="ignore"):  # torch's, about tracing
+        torch.onnx.export(
+            Logits().eval(),
+            (pixels[:1],),
+            folder / "model.onnx",
+            input_names=["pixel_values"],
+            output_names=["logits"],
+            dynamic_axes={"pixel_values": {0: "photos"}, "logits": {0: "photos"}},
+            dynamo=False,
+        )
     with torch.inference_mode():
-        difference = abs(openvino.compile_model(file, "CPU")(pixels.numpy())[0] - model(pixels).numpy()).max()
-    if difference > 1e-3:
+        expected = model(pixels).logits.numpy()
+    found = openvino.compile_model(folder / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pixels.numpy())[0]
+    if (difference := abs(found - expected).max()) > 1e-3 * max(1, abs(expected).max()):
         raise ValueError(f"The logits of the ONNX file differ from torch's by up to {difference:.1g}.")
 
 
@@ -986,12 +1134,13 @@ def best_epoch(log_history: list[dict], monitor: str) -> tuple[int, float]:
     return (min if monitor == "loss" else max)(found, key=lambda epoch: epoch[1])
 
 
-def model_card(splits, prediction, *, data_name: str, best: tuple[int, float], **facts):
+def model_card(splits, prediction, *, model, asked: dict, temperature: float, best: tuple[int, float], **facts):
     """Return the model card, with the test split's numbers in its text and, for the Hub, as `model-index`.
 
     Args:
-        prediction: the Trainer's, of the test split.
-        facts: what the card's text names besides: architecture, size, start, monitor, command, temperature.
+        prediction: the Trainer's, of the test split, not calibrated.
+        asked: the arguments of `finetune`.
+        facts: what the card's text names besides: architecture, size, megabytes, start, monitor, command.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
     from scipy.stats import binomtest
@@ -1004,35 +1153,66 @@ def model_card(splits, prediction, *, data_name: str, best: tuple[int, float], *
     precision, recall, _, counts = precision_recall_fscore_support(
         prediction.label_ids, prediction.predictions.argmax(-1), labels=range(len(names)), zero_division=0
     )
-    where = {"task_type": "image-classification", "dataset_type": "imagefolder", "dataset_name": data_name}
+    data_path = str(asked["data_path"])
+    shared_data = not Path(data_path).is_dir()
+    where = {
+        "task_type": "image-classification",
+        "dataset_type": data_path if shared_data else "imagefolder",
+        "dataset_name": Path(data_path).name,
+        "dataset_split": "test",
+    }
+    of_hub = asked["model_name"] not in NETWORKS and not Path(asked["model_name"]).exists()
+    is_timm = hasattr(model, "timm_model")
     data = ModelCardData(
-        library_name="torchvision",
+        license=asked["license"],
+        library_name="transformers",
         pipeline_tag="image-classification",
+        tags=["image-classification", *(["timm"] if is_timm else []), "onnx", "transformers.js"],
+        datasets=[data_path] if shared_data else None,
+        base_model=asked["model_name"] if of_hub else None,
         model_name=facts["architecture"],
         eval_results=[
-            EvalResult(**where, dataset_split="test", metric_type=name, metric_value=round(value, 4))
+            EvalResult(
+                **where,
+                metric_type=name,
+                metric_name=name if name == "accuracy" else f"{name} (macro)",
+                metric_value=round(value, 4),
+                metric_args=None if name == "accuracy" else {"average": "macro"},
+            )
             for name, value in measured.items()
         ],
     )
+    folder = asked["checkpoints_path"] or f"checkpoints/{Path(asked['model_name']).name}"
+    repo = asked["push_to_hub"] or folder
     per_class = zip(names, counts, precision, recall, strict=True)
     text = CARD.format(
         **facts,
         labels=", ".join(names),
+        kind=f"timm's `{model.config.architecture}`, which is the same network" if is_timm else "of transformers",
+        parameters=f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         photos=len(splits["train"]),
         test_photos=len(splits["test"]),
         best_epoch=best[0],
         best_value=best[1],
+        temperature=temperature,
         results="\n".join(
-            f"- {name}: {value:.4f}" + f" (95 % interval {right.low:.4f} to {right.high:.4f})" * (name == "accuracy")
+            f"- {name}{'' if name == 'accuracy' else ' (macro)'}: {value:.4f}"
+            + f" (95 % interval {right.low:.4f} to {right.high:.4f})" * (name == "accuracy")
             for name, value in measured.items()
         ),
         bins=CALIBRATION_BINS,
         ece_before=calibration(logits, labels, 1.0)[1],
-        ece=calibration(logits, labels, facts["temperature"])[1],
+        ece=calibration(logits, labels, temperature)[1],
         fingerprint=fingerprint(splits["test"]),
         per_class="\n".join("| {} | {} | {:.4f} | {:.4f} |".format(*row) for row in per_class),
         counts="; ".join(f"{split} {class_counts(splits[split])}" for split in SPLITS),
-        versions=", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "transformers", "datasets")),
+        versions=", ".join(
+            f"{name} {version(name)}" for name in ("torch", "torchvision", "transformers", "timm", "datasets")
+        ),
+        repo=repo,
+        timm=TIMM_SNIPPET.format(source=f"hf-hub:{repo}" if asked["push_to_hub"] else f"local-dir:{repo}")
+        if is_timm
+        else "",
     )
     return ModelCard(f"---\n{data}\n---\n\n{text}")
 
@@ -1105,7 +1285,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser; `main` also takes the flags with hyphens."""
     parser = argparse.ArgumentParser(
         prog="finetune.py",
-        description="Fine-tune a torchvision network on a dataset made by prep.py, and write a checkpoint that app.py serves.",
+        description="Fine-tune an image classifier on a dataset made by prep.py, and write a model folder, which is a model of the Hub.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
@@ -1113,11 +1293,12 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("data").add_argument
     add("--data_path", help="folder written by prep.py, or a dataset on the Hub", **required)
     add("--nclasses", type=int, metavar="N", help="number of classes; checked against the data, which decides")
-    add("--image_size", type=int, default=192, metavar="PIXELS", help="side of the square that a photo is scaled to")
+    square = f"side of the square that a photo is scaled to; if not given, {IMAGE_SIZE}, 224 for a VGG, or what a model of the Hub takes"
+    add("--image_size", type=int, metavar="PIXELS", help=square)
     add = parser.add_argument_group("model").add_argument
-    names = {"choices": MODEL_NAMES, "metavar": "NAME", "help": f"one of: {', '.join(MODEL_NAMES)}"}
-    add("--model_name", default="mobilenet_v3_small", **names)
-    start = "DEFAULT: torchvision's pretrained weights; none: from scratch; or a safetensors file"
+    names = f"an image classifier of the Hub (owner/name), a folder of one, or one of: {', '.join(NETWORKS)}"
+    add("--model_name", default="mobilenet_v3_small", metavar="NAME", help=names)
+    start = "DEFAULT: the pretrained weights; none: from scratch; or, for a name of torchvision, a safetensors file or folder"
     add("--weights", default="DEFAULT", metavar="WHICH", help=start)
     taught = "image classifier of any classes, a Hub id or folder that transformers loads, to learn from as well"
     add("--teacher", metavar="MODEL", help=taught)
@@ -1148,7 +1329,7 @@ def parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace a checkpoint, or an unfinished run, that is already there")
     resumed = "go on after the last whole epoch of a run that was stopped, if there is one"
     add("--resume", action="store_true", help=resumed)
-    add("--export", choices=("onnx",), help="also write onnx/model.onnx to the checkpoint")
+    add("--license", default="other", metavar="ID", help="what the card says of the licence, such as apache-2.0")
     pushed = "also upload the checkpoint to this model repo, private if it is new"
     add("--push_to_hub", metavar="REPO_ID", help=pushed)
     return parser

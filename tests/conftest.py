@@ -6,6 +6,7 @@ program is the point. All tests that need the app or a browser go to one worker,
 
 import base64
 import contextlib
+import hashlib
 import importlib
 import io
 import json
@@ -34,8 +35,12 @@ RESERVED.bind(("127.0.0.1", 0))
 HUB_ADDRESS = RESERVED.getsockname()
 # Uploads, downloads, caches and temporary files of this process; each test has a folder of its own inside.
 SCRATCH = tempfile.TemporaryDirectory(prefix="cat-dog-tests-")
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    APP_PORT = free.getsockname()[1]
 # Before the libraries are imported. One thread each: there are as many workers as cores.
 os.environ.update(
+    GRADIO_SERVER_PORT=str(APP_PORT),  # else two workers that start at once want the same one
     HF_ENDPOINT=f"http://127.0.0.1:{HUB_ADDRESS[1]}",
     HF_HUB_DISABLE_XET="1",  # the stand-in Hub speaks plain HTTP
     HF_HOME=f"{SCRATCH.name}/hub",
@@ -136,7 +141,7 @@ def dataset(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_vit(tmp_path_factory) -> Path:
-    """A folder with a random ViT of 1000 classes, as transformers writes it."""
+    """A folder with a random ViT of ImageNet's 1000 classes, which finds the last one, a thing, in every photo."""
     import torch
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
@@ -144,7 +149,9 @@ def tiny_vit(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("vit")
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = ViTConfig(image_size=32, patch_size=16, num_labels=1000, **sizes)
-    ViTForImageClassification(config).save_pretrained(folder)
+    model = ViTForImageClassification(config)
+    model.classifier.bias.data[999] = 9.2
+    model.save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
 
@@ -198,7 +205,8 @@ def app_url(app_server) -> str:
     import app
 
     yield app_server
-    app.delete_files(app.demo, None)
+    for path in app.UPLOADS.glob("*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture
@@ -213,14 +221,12 @@ def put_behind(monkeypatch):
             changed.setdefault(name, app.READY.get(name))
             monkeypatch.setitem(app.MODELS, name, str(source))
             app.READY.pop(name, None)
-        app.answer.cache.clear()  # it goes by the name: there, a model stays the same
 
     yield put
     for name, ready in changed.items():
         app.READY.pop(name, None)
         if ready:
             app.READY[name] = ready
-    app.answer.cache.clear()
 
 
 def ask(url: str, body: bytes | None = None, **headers) -> tuple[int, dict, bytes]:
@@ -280,6 +286,14 @@ def hub(monkeypatch):
     hub.close()
 
 
+def share(hub, folder: Path, repo_id: str = "you/vit") -> None:
+    """Put a model folder on the stand-in Hub, its weights as LFS."""
+    files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    for weights in (content for name, content in files.items() if name.endswith((".safetensors", ".onnx"))):
+        hub.lfs[hashlib.sha256(weights).hexdigest()] = weights
+    hub.commits[repo_id], hub.private[repo_id] = [files], False
+
+
 @pytest.fixture
 def logged_out(hub, monkeypatch):
     """A stand-in Hub that knows nobody here."""
@@ -303,15 +317,18 @@ def scripts(tmp_path) -> Path:
     return tmp_path
 
 
+def browser_program() -> dict:
+    """Return how Playwright starts Chromium, as Debian or Playwright installed it, with a camera that is none."""
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    quiet += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    return {"executable_path": shutil.which("chromium"), "args": quiet}
+
+
 @pytest.fixture(scope="session")
 def browser():
-    """Chromium, as Debian or Playwright installed it, with a camera that is none."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        path = shutil.which("chromium") or playwright.chromium.executable_path
-        quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        quiet += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-        browser = playwright.chromium.launch(executable_path=path, args=quiet)
+        browser = playwright.chromium.launch(**browser_program())
         yield browser
         browser.close()

@@ -168,7 +168,7 @@ class StandInHub:
             files = [
                 {
                     "path": file["path"],
-                    "uploadMode": "lfs" if file["path"].endswith((".safetensors", ".parquet")) else "regular",
+                    "uploadMode": "lfs" if file["path"].endswith((".safetensors", ".parquet", ".onnx")) else "regular",
                     "shouldIgnore": False,
                     "oid": self.oid(self.commits[repo_id][-1].get(file["path"])),
                 }

@@ -3,7 +3,6 @@
 import ast
 import io
 import itertools
-import json
 import re
 import shutil
 import signal
@@ -15,14 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
-from conftest import call, call_endpoint, data_url, run_program
+import torchvision
+from conftest import call, call_endpoint, data_url, run_program, share, write_photos
 from datasets import load_from_disk
+from huggingface_hub import ModelCard
 from PIL import Image
 from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
 from torchvision.transforms.functional import to_pil_image
-from transformers import AutoImageProcessor, ViTForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification, pipeline
 
 import app
 import finetune
@@ -41,28 +43,70 @@ def checkpoint(dataset, tmp_path_factory):
     return folder
 
 
-def copy_with(checkpoint, folder, change):
-    """Return a copy of the checkpoint, its tensors changed in place by `change`."""
-    shutil.copytree(checkpoint, folder)
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
-    return folder
+def logits_of(folder, images) -> torch.Tensor:
+    """Return what the app's engine answers to photos, before any softmax."""
+    served = app.load_classifier(str(folder))
+    return torch.from_numpy(served.logits(served.pixels([finetune.rgb(image) for image in images])))
+
+
+@pytest.fixture(scope="session")
+def few_photos(tmp_path_factory) -> Path:
+    """A prepared dataset of 12 photos, for networks that need seconds for each."""
+    folder = tmp_path_factory.mktemp("few")
+    images, labels = write_photos(folder, each=4)
+    paths = ["--image_path", images, "--label_path", labels, "--dst_path", folder / "prepared"]
+    assert call("prep.py", *paths, "--num_proc", 1, "--validation_size", 3).returncode == 0
+    return folder / "prepared"
+
+
+def probabilities_by_pipeline(source, files) -> list[dict[str, float]]:
+    classify = pipeline("image-classification", model=str(source))
+    return [{one["label"]: one["score"] for one in classify(str(file), top_k=3)} for file in files]
+
+
+def probabilities_by_timm(source, files) -> list[dict[str, float]]:
+    model = timm.create_model(f"local-dir:{source}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    photos = torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
+    with torch.inference_mode():
+        scores = model(photos).softmax(1).tolist()
+    return [dict(zip(model.pretrained_cfg["label_names"], row, strict=True)) for row in scores]
+
+
+def probabilities_by_app(source, files, put_behind) -> list[dict[str, float]]:
+    put_behind(mobilenet=source)
+    return [app.answer(app.rgb(Image.open(file)), "mobilenet")[0] for file in files]
+
+
+def farthest(found: list[dict], expected: list[dict]) -> float:
+    assert all(set(one) == set(other) for one, other in zip(found, expected, strict=True))
+    return max(abs(one[label] - other[label]) for one, other in zip(found, expected, strict=True) for label in one)
+
+
+def test_transformers_and_timm_open_the_shipped_model_and_say_the_same(put_behind):
+    folder, files = app.EXAMPLES / "mobilenet_v3_small", sorted(app.EXAMPLES.glob("*.jpg"))
+    expected = probabilities_by_app(folder, files, put_behind)
+    assert farthest(probabilities_by_pipeline(folder, files), expected) < 1e-3
+    assert farthest(probabilities_by_timm(folder, files), expected) < 5e-3
 
 
 # A MobileNetV3 from random weights gives all photos the same logits until it has seen some steps.
-@pytest.mark.parametrize(("model_name", "epochs"), [("mobilenet_v3_small", 12), ("resnet18", 1), ("vgg11", 1)])
-def test_each_family_trains_and_the_app_gives_the_trained_models_logits(dataset, tmp_path, model_name, epochs):
+@pytest.mark.parametrize(
+    ("model_name", "epochs", "size"), [("mobilenet_v3_small", 12, 64), ("resnet18", 1, 64), ("vgg11", 1, 224)]
+)
+def test_each_family_trains_and_app_transformers_and_timm_answer_as_the_trained_model(
+    dataset, few_photos, put_behind, tmp_path, model_name, epochs, size
+):
     folder = tmp_path / model_name
     model, metrics = finetune.finetune(
-        data_path=dataset,
+        data_path=few_photos if model_name == "vgg11" else dataset,
         model_name=model_name,
         checkpoints_path=folder,
         weights="none",
         epochs=epochs,
         batch_size=8,
         lr=5e-3,
-        image_size=64,
+        image_size=size,
         monitor_metric_name="loss",
     )
     assert sorted(file.name for file in folder.iterdir()) == [
@@ -72,19 +116,24 @@ def test_each_family_trains_and_the_app_gives_the_trained_models_logits(dataset,
         "learning_curves.png",
         "mistakes.png",
         "model.safetensors",
+        "onnx",
         "preprocessor_config.json",
         "reliability.png",
     ]
     assert sorted(file.name for file in tmp_path.iterdir()) == [model_name]  # no half-finished epochs beside it
     assert 0 <= metrics["accuracy"] <= 1
-    photos = [app.open_photo(file) for file in sorted(app.EXAMPLES.glob("*.jpg"))[:3]]
-    served = app.load_classifier(str(folder))
-    pixels = served.processor(photos, return_tensors="pt")["pixel_values"]
+    files = sorted(app.EXAMPLES.glob("*.jpg"))[:3]
+    put_behind(mobilenet=folder)
+    served = app.classifier("mobilenet")
+    pixels = served.pixels([app.open_photo(file) for file in files])
     with torch.inference_mode():
-        trained = model(pixels).numpy()
+        trained = model(torch.from_numpy(pixels)).logits.numpy()
     # In float32, and the logits of a net that saw five steps may be in the thousands.
-    assert np.abs(served.logits(pixels.numpy()) - trained).max() < 1e-4 * max(1, np.abs(trained).max())
+    assert np.abs(served.logits(pixels) - trained).max() < 1e-4 * max(1, np.abs(trained).max())
     assert np.ptp(trained, axis=0).max() > 1e-6  # the photos differ, so the comparison says something
+    expected = probabilities_by_app(folder, files, put_behind)
+    assert farthest(probabilities_by_pipeline(folder, files), expected) < 1e-3
+    assert farthest(probabilities_by_timm(folder, files), expected) < 5e-3
 
 
 def test_the_app_measures_the_accuracy_of_the_cards_best_epoch(checkpoint, dataset, put_behind, tmp_path):
@@ -95,9 +144,13 @@ def test_the_app_measures_the_accuracy_of_the_cards_best_epoch(checkpoint, datas
     names, right = part.features["label"].names, []
     for image, label in zip(part["image"], part["label"], strict=True):
         image.save(tmp_path / "photo.png")
-        found = app.predict(app.open_photo(tmp_path / "photo.png"), "mobilenet")
+        found, _ = app.answer(app.open_photo(tmp_path / "photo.png"), "mobilenet")
         right.append(max(found, key=found.get) == names[label])
     assert np.mean(right) == pytest.approx(best, abs=1e-4)
+
+
+def card_temperature(folder) -> float:
+    return float(re.search(r"validation split best, ([\d.]+),", (folder / "README.md").read_text())[1])
 
 
 def test_the_best_epoch_by_the_monitored_metric_is_saved(dataset, tmp_path):
@@ -114,9 +167,7 @@ def test_the_best_epoch_by_the_monitored_metric_is_saved(dataset, tmp_path):
         best = max(values) if metric == "accuracy" else min(values)
         assert float(value) == pytest.approx(best, rel=1e-3) and values.index(best) == int(epoch) - 1
         splits = load_from_disk(str(dataset))
-        served = app.load_classifier(str(folder))
-        photos = served.processor([finetune.rgb(image) for image in splits["validation"]["image"]], return_tensors="pt")
-        logits = torch.from_numpy(served.logits(photos["pixel_values"].numpy()))
+        logits = logits_of(folder, splits["validation"]["image"]) * card_temperature(folder)
         labels = torch.tensor(splits["validation"]["label"])
         again = {
             "accuracy": (logits.argmax(1) == labels).float().mean().item(),
@@ -128,18 +179,19 @@ def test_the_best_epoch_by_the_monitored_metric_is_saved(dataset, tmp_path):
 
 
 def test_the_card_holds_the_test_splits_numbers_for_readers_and_for_the_hub(checkpoint, dataset):
-    from huggingface_hub import ModelCard
-
     card = ModelCard.load(checkpoint / "README.md")
     results = {result.metric_type: result for result in card.data.eval_results}
     assert set(results) == {"accuracy", "precision", "recall", "f1", "roc_auc"}
+    assert {result.metric_name for result in results.values()} >= {"accuracy", "f1 (macro)", "roc_auc (macro)"}
+    assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == (
+        "other",
+        "transformers",
+        "image-classification",
+    )
+    assert "timm" in card.data.tags and card.data.base_model is None
     assert results["accuracy"].dataset_split == "test"
     test = load_from_disk(str(dataset))["test"]
-    served = app.load_classifier(str(checkpoint))
-    right = 0
-    for image, label in zip(test["image"], test["label"], strict=True):
-        pixels = served.processor(finetune.rgb(image), return_tensors="pt")["pixel_values"].numpy()
-        right += int(served.logits(pixels).argmax() == label)
+    right = int((logits_of(checkpoint, test["image"]).argmax(1) == torch.tensor(test["label"])).sum())
     assert results["accuracy"].metric_value == pytest.approx(right / len(test), abs=1e-4)
     assert f"The test split ({len(test)} photos)" in card.text
     assert "python finetune.py --data_path" in card.text and "--epochs 3" in card.text
@@ -150,18 +202,16 @@ def test_the_card_holds_the_test_splits_numbers_for_readers_and_for_the_hub(chec
     assert re.search(r"SHA-256 of the test split: `[0-9a-f]{64}`", card.text)
 
 
-def test_the_temperature_fits_the_validation_split_and_the_app_uses_it(checkpoint, dataset, put_behind):
+def test_the_temperature_that_fits_the_validation_split_is_in_the_weights(checkpoint, dataset, put_behind):
+    """So the plain softmax of what is written is calibrated, and no other temperature fits better."""
     validation = load_from_disk(str(dataset))["validation"]
-    served = app.load_classifier(str(checkpoint))
-    photos = served.processor([finetune.rgb(image) for image in validation["image"]], return_tensors="pt")
-    logits = torch.from_numpy(served.logits(photos["pixel_values"].numpy()))
-    labels = torch.tensor(validation["label"])
-    temperature = json.loads((checkpoint / "config.json").read_text())["temperature"]
-    loss = {t: torch.nn.functional.cross_entropy(logits / t, labels).item() for t in (temperature, 1, 0.5, 2, 5)}
-    assert loss[temperature] <= min(loss.values()) + 1e-5
+    logits, labels = logits_of(checkpoint, validation["image"]), torch.tensor(validation["label"])
+    assert abs(card_temperature(checkpoint) - 1) > 0.05  # else this says nothing
+    loss = {t: torch.nn.functional.cross_entropy(logits / t, labels).item() for t in (1, 0.5, 0.8, 0.9, 1.1, 1.25, 2)}
+    assert loss[1] <= min(loss.values()) + 1e-5
     put_behind(mobilenet=checkpoint)
-    found = app.predict(finetune.rgb(validation[0]["image"]), "mobilenet")
-    expected = dict(zip(served.labels, (logits[0] / temperature).softmax(0).tolist(), strict=True))
+    found, _ = app.answer(finetune.rgb(validation[0]["image"]), "mobilenet")
+    expected = dict(zip(app.classifier("mobilenet").labels, logits[0].softmax(0).tolist(), strict=True))
     assert found == pytest.approx(expected, abs=1e-4)
 
 
@@ -216,10 +266,11 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(dataset, checkpo
     unfinished = tmp_path / ".cut.unfinished"
     saved = first_saved_epoch(command, unfinished)
     before = load_file(start)
-    after = {name.removeprefix("network."): tensor for name, tensor in load_file(saved / "model.safetensors").items()}
+    after = load_file(saved / "model.safetensors")
+    after = {name.removeprefix("network.timm_model."): tensor for name, tensor in after.items()}
     learnt = [name for name in before if "running" not in name and "num_batches" not in name]
     changed = [name for name in learnt if not torch.equal(before[name], after[name])]
-    assert changed == ["classifier.3.bias", "classifier.3.weight"]
+    assert changed == ["classifier.bias", "classifier.weight"]
     steps = int(saved.name.split("-")[1])
     half_saved = unfinished / f"checkpoint-{2 * steps}" / "trainer_state.json"  # as if killed while it wrote this
     half_saved.parent.mkdir(exist_ok=True)
@@ -242,16 +293,14 @@ def test_two_processes_take_the_same_steps_measure_the_whole_split_and_write_onc
         command = [*launch, "--data_path", dataset, "--checkpoints_path", tmp_path / name, *options]
         result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
         assert result.returncode == 0, result.stderr
-        assert result.stdout.count("Checkpoint written") == one.count("Checkpoint written") == 1
+        assert result.stdout.count("Model written") == one.count("Model written") == 1
         speeds = [
             [float(re.search(rf"'{name}': '([^']+)'", text)[1]) for name in ("train_runtime", "train_steps_per_second")]
             for text in (one, result.stdout)
         ]
         assert round(speeds[0][0] * speeds[0][1]) == round(speeds[1][0] * speeds[1][1])
         card = (tmp_path / name / "README.md").read_text()
-        served = app.load_classifier(str(tmp_path / name))
-        photos = served.processor([finetune.rgb(image) for image in test["image"]], return_tensors="pt")
-        right = (served.logits(photos["pixel_values"].numpy()).argmax(1) == np.array(test["label"])).mean()
+        right = (logits_of(tmp_path / name, test["image"]).argmax(1).numpy() == np.array(test["label"])).mean()
         assert f"- accuracy: {right:.4f}" in card and f"The test split ({len(test)} photos)" in card
         assert "\ntorchrun --nproc_per_node 2 finetune.py --data_path" in card
     assert sorted(file.name for file in tmp_path.iterdir()) == ["accelerate", "one", "torchrun"]
@@ -276,10 +325,8 @@ def test_the_options_of_training_change_the_weights_and_the_card_stays_true(data
     learnt = []
     for name, more in variants.items():
         train(dataset, tmp_path / name, *options, *" ".join(more).split())
-        learnt.append(load_file(tmp_path / name / "model.safetensors")["features.0.0.weight"])
-        served = app.load_classifier(str(tmp_path / name))
-        photos = served.processor([finetune.rgb(image) for image in test["image"]], return_tensors="pt")
-        right = (served.logits(photos["pixel_values"].numpy()).argmax(1) == np.array(test["label"])).mean()
+        learnt.append(load_file(tmp_path / name / "model.safetensors")["conv_stem.weight"])
+        right = (logits_of(tmp_path / name, test["image"]).argmax(1).numpy() == np.array(test["label"])).mean()
         card = (tmp_path / name / "README.md").read_text()
         assert f"- accuracy: {right:.4f}" in card and all(option in card for option in more)
     assert not any(torch.equal(first, second) for first, second in itertools.combinations(learnt, 2))
@@ -306,17 +353,20 @@ def test_a_teacher_is_asked_once_about_the_same_parts_of_each_photo(dataset, tin
 
 def test_the_loss_adds_the_divergence_from_the_teacher_and_the_features_feel_it():
     torch.manual_seed(0)
-    network = finetune.build_model("mobilenet_v3_small", 3, "none").eval()  # no dropout, so that a step repeats
-    student = finetune.trainable(network, None, label_smoothing=0.0, mix=False, ema_decay=0.0, teacher_classes=7)
+    model = finetune.build_model("mobilenet_v3_small", ["a", "b", "c"], "none", None)[
+        0
+    ].eval()  # no dropout: it repeats
+    network = model.timm_model
+    student = finetune.trainable(model, None, label_smoothing=0.0, mix=False, ema_decay=0.0, teacher_classes=7)
     pixels, labels, teacher = torch.randn(4, 3, 48, 48), torch.tensor([0, 1, 2, 0]), 3 * torch.randn(4, 7)
-    features = student.network.features(pixels).mean((2, 3))
+    features = network.forward_head(network.forward_features(pixels), pre_logits=True)
     divergence = (teacher.softmax(1) * (teacher.log_softmax(1) - student.imitation(features).log_softmax(1))).sum(1)
     plain, taught = student(pixels, labels), student(pixels, labels, teacher)
     assert torch.allclose(taught["loss"] - plain["loss"], finetune.TEACHER_WEIGHT * divergence.mean(), atol=1e-5)
     assert taught["logits"].shape == (4, 3)
     taught["loss"].backward()
-    alone = torch.autograd.grad(plain["loss"], student.network.features[0][0].weight)[0]
-    assert not torch.allclose(student.network.features[0][0].weight.grad, alone, atol=0)
+    alone = torch.autograd.grad(plain["loss"], network.conv_stem.weight)[0]
+    assert not torch.allclose(network.conv_stem.weight.grad, alone, atol=0)
 
 
 def test_nineteen_of_twenty_right_answers_are_not_below_the_threshold():
@@ -337,13 +387,39 @@ def test_a_mixed_batch_says_what_it_is_made_of():
     assert torch.equal(finetune.mixed(plain, 0.0)[0], plain)
 
 
-def test_the_onnx_file_gives_the_same_logits(dataset, tmp_path):
-    openvino = pytest.importorskip("openvino")
-    train(dataset, tmp_path / "exported", "--epochs", "3", "--export", "onnx")
-    served = app.load_classifier(str(tmp_path / "exported"))
-    pixels = np.random.default_rng(0).normal(size=(3, 3, 48, 48)).astype(np.float32)
-    network = openvino.compile_model(tmp_path / "exported" / "onnx" / "model.onnx", "CPU")
-    assert np.abs(network(pixels)[0] - served.logits(pixels)).max() < 1e-3
+def test_a_model_of_the_hub_gets_a_new_head_and_its_own_preprocessing(tiny_vit, dataset, put_behind, tmp_path):
+    """And then a folder that finetune.py wrote, with as many classes as before."""
+    train(dataset, tmp_path / "vit", "--model_name", tiny_vit, "--weights", "DEFAULT", "--image_size", "32")
+    files = sorted(app.EXAMPLES.glob("*.jpg"))
+    expected = probabilities_by_app(tmp_path / "vit", files, put_behind)
+    assert farthest(probabilities_by_pipeline(tmp_path / "vit", files), expected) < 1e-3
+    before = ViTForImageClassification.from_pretrained(tiny_vit).state_dict()
+    model, processor = finetune.build_model(str(tiny_vit), ["a", "b", "c"], "DEFAULT", None)
+    kept = [name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])]
+    assert set(before) - set(kept) == {"classifier.weight", "classifier.bias"}
+    assert finetune.input_size(processor) == 32 and list(processor.image_mean) == [0.5] * 3
+    more = ["--weights", "DEFAULT", "--epochs", "1", "--image_size", "32"]
+    train(dataset, tmp_path / "again", "--model_name", tmp_path / "vit", *more)
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "again").config.id2label[2] == "Neither"
+
+
+def test_the_card_names_the_dataset_and_the_model_of_the_hub(hub, tiny_vit, tmp_path):
+    """Both come from there, and the new model goes there."""
+    write_photos(tmp_path, each=12)
+    paths = ["--image_path", tmp_path / "images", "--label_path", tmp_path / "labels.csv", "--num_proc", 1]
+    call("prep.py", *paths, "--dst_path", tmp_path / "dataset", "--push_to_hub", "you/photos")
+    share(hub, tiny_vit, "them/tiny-vit")
+    more = ["--epochs", "1", "--checkpoints_path", tmp_path / "new", "--license", "apache-2.0", "--device", "cpu"]
+    names = ["--data_path", "you/photos", "--model_name", "them/tiny-vit", "--push_to_hub", "you/pets"]
+    result = call("finetune.py", *names, *more)
+    assert result.returncode == 0, result.stderr
+    card = ModelCard(hub.commits["you/pets"][-1]["README.md"].decode())
+    assert (card.data.base_model, card.data.datasets, card.data.license) == (
+        "them/tiny-vit",
+        ["you/photos"],
+        "apache-2.0",
+    )
+    assert "onnx/model.onnx" in hub.commits["you/pets"][-1] and 'model="you/pets"' in card.text
 
 
 def test_the_header_for_uv_names_the_versions_of_the_requirements():
@@ -376,7 +452,7 @@ def test_training_photos_grow_from_half_to_five_sixths_of_the_size():
 
 
 def test_weight_decay_spares_norms_and_biases():
-    model = finetune.build_model("mobilenet_v3_small", 3, "none")
+    model, _ = finetune.build_model("mobilenet_v3_small", ["a", "b", "c"], "none", None)
     decay = {
         id(p): group["weight_decay"] for group in finetune.optimizer(model, 0.1).param_groups for p in group["params"]
     }
@@ -394,7 +470,7 @@ def test_the_same_seed_gives_the_same_weights(checkpoint, dataset, tmp_path):
         load_file(folder / "model.safetensors") for folder in (checkpoint, tmp_path / "again", tmp_path / "other")
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not torch.equal(first["features.0.0.weight"], other["features.0.0.weight"])
+    assert not torch.equal(first["conv_stem.weight"], other["conv_stem.weight"])
 
 
 def test_the_test_split_has_no_say_in_the_training(checkpoint, dataset, tmp_path):
@@ -410,12 +486,61 @@ def test_the_test_split_has_no_say_in_the_training(checkpoint, dataset, tmp_path
     assert f"The test split ({len(cats)} photos)" in (tmp_path / "again" / "README.md").read_text()
 
 
-def test_training_starts_from_the_weights_of_a_file_with_a_new_head(checkpoint):
-    model = finetune.build_model("mobilenet_v3_small", 7, str(checkpoint / "model.safetensors"))
+def test_training_starts_from_the_weights_of_a_file_or_folder_with_a_new_head(checkpoint):
     given = load_file(checkpoint / "model.safetensors")
-    state = model.state_dict()
-    assert state["classifier.3.weight"].shape[0] == 7
-    assert all(torch.equal(state[name], given[name]) for name in given if not name.startswith("classifier.3."))
+    for weights in (checkpoint, checkpoint / "model.safetensors"):
+        model, _ = finetune.build_model("mobilenet_v3_small", list("abcdefg"), str(weights), None)
+        state = model.timm_model.state_dict()
+        assert state["classifier.weight"].shape[0] == 7
+        assert all(torch.equal(state[name], given[name]) for name in given if not name.startswith("classifier."))
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "resnet18", "resnet50", "vgg11_bn"]
+)
+def test_timms_network_with_torchvisions_weights_is_the_same_function(name, tmp_path):
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(name, num_classes=1000).eval()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as a trained one, whose statistics are not those of a new one
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    save_file(theirs.state_dict(), tmp_path / "weights.safetensors")
+    model, _ = finetune.build_model(name, ["a", "b"], str(tmp_path / "weights.safetensors"), 64)
+    head = finetune.head_name(theirs)
+    with torch.no_grad():
+        for one, other in zip(
+            model.get_submodule(finetune.head_name(model)).parameters(),
+            theirs.get_submodule(head).parameters(),
+            strict=True,
+        ):
+            one.copy_(other[:2])
+        pixels = torch.randn(2, 3, 64, 64)
+        expected = theirs(pixels)[:, :2]
+        found = model.eval()(pixels).logits
+    assert expected.std() > 0 and torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max())
+
+
+def test_features_without_a_classifier_are_taken_and_one_line_says_what_is_new(tmp_path, capsys):
+    state = torchvision.models.get_model("mobilenet_v3_small").state_dict()
+    features = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
+    save_file(features, tmp_path / "features.safetensors")
+    model, _ = finetune.build_model("mobilenet_v3_small", ["a", "b"], str(tmp_path / "features.safetensors"), None)
+    assert torch.equal(model.timm_model.conv_stem.weight, features["features.0.0.weight"])
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and "has no classifier: " in said[0] and "conv_head.weight" in said[0]
+    spoilt = {
+        "only in one of the two": lambda tensors: tensors.pop("features.4.block.0.0.weight"),
+        "more is only in one": lambda tensors: tensors.update(more=torch.zeros(1)),
+        "not finite": lambda tensors: tensors["features.0.0.weight"].fill_(float("nan")),
+        "another shape": lambda tensors: tensors.update({"features.0.0.weight": torch.zeros(3)}),
+    }
+    for words, change in spoilt.items():
+        tensors = {name: tensor.clone() for name, tensor in features.items()}
+        change(tensors)
+        save_file(tensors, tmp_path / "spoilt.safetensors")
+        with pytest.raises(ValueError, match=words):
+            finetune.build_model("mobilenet_v3_small", ["a", "b"], str(tmp_path / "spoilt.safetensors"), None)
 
 
 @pytest.mark.parametrize(
@@ -428,7 +553,8 @@ def test_training_starts_from_the_weights_of_a_file_with_a_new_head(checkpoint):
         (["--data_path", "nowhere"], "--data_path nowhere is neither a folder nor a dataset"),
         (["--data_path", "."], "not one that prep.py wrote"),
         (["--epochs", "0"], "--epochs 0 must be greater than 0"),
-        (["--model_name", "alexnet"], "invalid choice: 'alexnet'"),
+        (["--model_name", "alexnet"], "--model_name alexnet is neither a name of torchvision nor an image classifier"),
+        (["--model_name", "them/vit", "--weights", "x.safetensors"], "give its folder to --model_name"),
         (["--monitor_metric_name", "luck"], "invalid choice: 'luck'"),
         (["--device", "cuda"], "--device cuda is not available"),
         (["--push_to_hub", "you/pets"], "hf auth login"),
@@ -480,7 +606,8 @@ def test_push_makes_a_private_repo_with_one_commit_that_the_app_pulls_by_revisio
     result = call("finetune.py", "--data_path", dataset, *SHORT, *options)
     assert result.returncode == 0, result.stderr
     assert hub.private == {"you/pets": True} and len(hub.commits["you/pets"]) == 2
-    local = {file.name: file.read_bytes() for file in (tmp_path / "local").iterdir()}
+    folder = tmp_path / "local"
+    local = {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
     assert hub.commits["you/pets"][-1] == local
     revision = re.search(r"revision (\w{40})", result.stdout)[1]
     photo = data_url(sorted(app.EXAMPLES.glob("*.jpg"))[0])
@@ -494,7 +621,8 @@ def test_push_makes_a_private_repo_with_one_commit_that_the_app_pulls_by_revisio
         page.get_by_role("tab", name="About").click()
         expect(page.get_by_text(f"mobilenet is {name}.")).to_be_visible(timeout=60_000)
         page.close()
-    assert "event: complete" in answers[0] and answers[0].partition("data:")[2] == answers[1].partition("data:")[2]
+    confidences = [re.search(r'"confidences": (\[.*?\])', answer)[1] for answer in answers]
+    assert confidences[0] == confidences[1] and f"you/pets, revision {revision[:7]}" in answers[0]
 
 
 def test_a_push_gets_over_a_fault_at_any_call_with_exactly_one_commit(checkpoint, hub, no_waiting):
@@ -527,32 +655,29 @@ def test_a_refusal_ends_the_push_in_words_and_the_checkpoint_stays(checkpoint, h
         assert len(hub.requests) < 12 and hub.commits["you/pets"] == [{}]
 
 
-def test_checkpoints_that_are_not_what_they_say_are_refused_in_words(checkpoint, tmp_path):
-    first = "features.0.0.weight"
-    spoilt = {
-        "not finite": lambda tensors: tensors[first].view(-1)[:1].fill_(float("nan")),
-        "does not hold the tensors": lambda tensors: tensors.pop(first),
-        "the tensors of a mobilenet_v3_small": lambda tensors: tensors.update(more=torch.zeros(1)),
-    }
-    for number, (words, change) in enumerate(spoilt.items()):
-        folder = copy_with(checkpoint, tmp_path / str(number), change)
-        with pytest.raises(ValueError, match=words):
-            app.load_classifier(str(folder))
-    for words, change in {"resnet9000": {"architecture": "resnet9000"}, "temperature": {"temperature": 0}}.items():
-        folder = copy_with(checkpoint, tmp_path / words, dict)
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, **change}))
-        with pytest.raises(ValueError, match=words):
-            app.load_classifier(str(folder))
-
-
 def test_model_names_are_torchvisions_and_help_lists_them():
     from torchvision import models
 
     families = [name for name in models.list_models(models) if re.match(r"(resnet|vgg|mobilenet)", name)]
-    assert sorted(finetune.MODEL_NAMES) == sorted(families)
+    assert sorted(finetune.NETWORKS) == sorted(families)
     text = "".join(call("finetune.py", "--help").stdout.split())
-    assert ",".join(finetune.MODEL_NAMES) in text
+    assert ",".join(finetune.NETWORKS) in text
+
+
+def test_the_cards_python_snippets_work_as_pasted_and_say_what_predict_says(
+    checkpoint, put_behind, tmp_path, monkeypatch, capsys
+):
+    card = (checkpoint / "README.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(snippets) == 2
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(app.EXAMPLES / "dog-red.jpg", tmp_path / "photo.jpg")
+    [expected] = probabilities_by_app(checkpoint, [tmp_path / "photo.jpg"], put_behind)
+    for snippet, tolerance in zip(snippets, (1e-3, 5e-3), strict=True):
+        exec(snippet, {})
+        said = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
+        found = {one["label"]: one["score"] for one in said} if isinstance(said, list) else said
+        assert farthest([found], [expected]) < tolerance
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L", "CMYK"])
@@ -576,7 +701,7 @@ def test_the_network_is_given_the_same_numbers_in_training_and_in_the_app(checkp
     in_training = finetune.batch([photos[index] for index in range(len(photos))], processor)["pixel_values"]
     files = [io.BytesIO(row["bytes"]) for row in part.data.column("image").to_pylist()]
     served = app.load_classifier(str(checkpoint))
-    in_app = served.processor([app.open_photo(file) for file in files], return_tensors="pt")["pixel_values"]
+    in_app = torch.from_numpy(served.pixels([app.open_photo(file) for file in files]))
     assert torch.allclose(in_app, in_training, atol=1e-5)
 
 

@@ -1,7 +1,6 @@
 """What a public page is fed: odd files, crowds, curious visitors, broken repos, stops in the middle."""
 
 import dataclasses
-import hashlib
 import http.server
 import json
 import re
@@ -25,6 +24,7 @@ from conftest import (
     data_url,
     fetch_result,
     leave,
+    share,
     start_call,
     upload_file,
 )
@@ -90,7 +90,7 @@ def test_names_of_files_and_labels_cannot_be_html_nor_formulas(browser, app_url,
     shutil.copytree(app.EXAMPLES / "mobilenet_v3_small", folder)
     evil = "<img src=x onerror=alert(1)>"
     config = json.loads((folder / "config.json").read_text())
-    config["id2label"] = {index: f"{evil}{index}" for index in config["id2label"]}
+    config["label_names"] = [f"{evil}{index}" for index in range(3)]
     (folder / "config.json").write_text(json.dumps(config))
     photo = CAT.read_bytes()
     put_behind(mobilenet=folder)
@@ -150,7 +150,6 @@ def test_no_address_is_fetched_for_a_client(app_url):
     for file in [*files, {"path": "https://example.org/x.jpg", **kind}, {"path": "file:///etc/passwd", **kind}]:
         assert "event: error" in (said := call_endpoint(app_url, "predict", file, "mobilenet")), (file, said)
         assert "event: error" in (said := call_endpoint(app_url, "predict_batch", [file], "mobilenet")), (file, said)
-    assert "Send the photo itself" in call_endpoint(app_url, "predict", files[1], "mobilenet")
     # gradio would go and get what lies at a public address, for anybody.
     assert b"Other sites are not fetched" in ask(f"{app_url}/gradio_api/file=https://example.org/x.jpg")[2]
     inside.shutdown()
@@ -163,7 +162,7 @@ def test_no_address_is_fetched_for_a_client(app_url):
 )
 def test_a_call_that_makes_no_sense_is_told_so_without_details_of_the_server(app_url, data):
     said = call_endpoint(app_url, "predict", *data)
-    assert "event: error" in said and "This call cannot be answered" in said and str(ROOT) not in said
+    assert "event: error" in said and '"error": null' not in said and str(ROOT) not in said
 
 
 def test_an_unknown_model_is_refused_with_the_choices(app_url):
@@ -222,11 +221,11 @@ def test_of_64_callers_each_gets_an_answer_or_is_told_to_come_back(app_url):
     with ThreadPoolExecutor(64) as callers:
         found = list(callers.map(one, range(64)))
     assert set(found) == {"busy", "answered"} and found.count("answered") >= app.MAX_WAITING
-    assert '"label": "Cat"' in call_endpoint(app_url, "predict", data_url(CAT), "mobilenet")
+    assert '[{"label": "Cat"' in call_endpoint(app_url, "predict", data_url(CAT), "mobilenet")
 
 
 def test_uploads_and_results_are_deleted_after_their_time_and_control_c_stops(tmp_path):
-    short = "import app, os; app.demo.delete_cache = (1, 1); os._exit(app.serve())"
+    short = "import app, os; app.KEEP_SECONDS = 1; os._exit(app.serve())"
     with app_process(arguments=("-c", short), GRADIO_TEMP_DIR=str(tmp_path)) as (process, url):
         file = upload_file(url, "a.jpg", CAT.read_bytes())
         assert "event: complete" in call_endpoint(url, "predict_batch", [file], "mobilenet")
@@ -237,10 +236,10 @@ def test_uploads_and_results_are_deleted_after_their_time_and_control_c_stops(tm
         address = urllib.parse.urlsplit(url)
         with socket.create_connection((address.hostname, address.port)) as connection:
             connection.sendall(half.encode() + b'filename="b.jpg"\r\n\r\n' + bytes(100_000))
-            while not list(tmp_path.glob("tmp*")):
+            while not list(tmp_path.glob("*/tmp*")):
                 time.sleep(0.01)
         for _ in range(300):
-            left = [path for path in (Path(file["path"]), *tmp_path.glob("tmp*")) if path.exists()]
+            left = [path for path in (Path(file["path"]), *tmp_path.glob("*/tmp*")) if path.exists()]
             if not left:
                 break
             time.sleep(0.1)
@@ -284,21 +283,13 @@ def test_a_stop_lets_the_running_prediction_finish_and_its_client_fetch_the_answ
     assert not list(tmp_path.rglob("a.jpg"))  # uploads go, the examples may stay
 
 
-def share(hub, folder: Path, repo_id: str = "you/vit") -> None:
-    """Put a model folder on the stand-in Hub, its weights as LFS."""
-    files = {file.name: file.read_bytes() for file in folder.iterdir()}
-    weights = files["model.safetensors"]
-    hub.lfs[hashlib.sha256(weights).hexdigest()] = weights
-    hub.commits[repo_id], hub.private[repo_id] = [files], False
-
-
 def vit_answer(url: str) -> str:
     return call_endpoint(url, "predict", data_url(CAT), "vit")
 
 
 def test_the_hub_fails_comes_back_and_goes_away(app_url, put_behind, hub, no_waiting, tiny_vit):
     put_behind(vit="you/vit")  # there is no such model yet
-    assert "The model vit (you/vit) cannot be had: the Hub has no such model" in vit_answer(app_url)
+    assert "The model vit (you/vit) cannot be loaded: the Hub has no such model" in vit_answer(app_url)
     assert "event: complete" in call_endpoint(app_url, "predict", data_url(CAT), "mobilenet")
     share(hub, tiny_vit)
     hub.faults = {len(hub.requests) + number: 503 for number in (1, 2, 4)}
@@ -344,7 +335,7 @@ def test_a_cache_that_cannot_be_written_and_a_disk_that_is_full_are_told_in_word
         put_behind(vit="you/vit")
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
         try:
-            with pytest.raises(gr.Error, match=r"The model vit \(you/vit\) cannot be had: ") as error:
+            with pytest.raises(gr.Error, match=r"The model vit \(you/vit\) cannot be loaded: ") as error:
                 app.classifier("vit")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -193,7 +193,7 @@ def test_a_model_that_cannot_be_had_says_so_and_the_other_still_answers(page):
     upload(page, "dog-grey.jpg")
     expect(answer(page)).to_have_text("Dog", timeout=60_000)
     choose(page, "vit")
-    expect(page.get_by_text("cannot be had: the Hub cannot be reached").first).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("cannot be loaded: the Hub cannot be reached").first).to_be_visible(timeout=60_000)
     choose(page, "mobilenet")
     expect(answer(page)).to_have_text("Dog", timeout=60_000)
 

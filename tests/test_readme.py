@@ -81,7 +81,11 @@ def test_prep_finetune_and_the_page_work_as_pasted(scripts, tiny_vit, monkeypatc
 
 @pytest.mark.parametrize(
     ("language", "words", "expected"),
-    [("python", "Client(", "Dog"), ("javascript", "Client.connect(", "Dog"), ("bash", "curl", '"Neither"')],
+    [
+        ("python", "Client(", "Dog ["),
+        ("javascript", "Client.connect(", "Dog"),
+        ("bash", "curl", '[{"label": "Neither"'),
+    ],
 )
 def test_the_client_calls_work_as_pasted(app_url, scripts, language, words, expected):
     code = next(code for kind, code in BLOCKS if kind == language and words in code).replace(

@@ -334,7 +334,7 @@ FAULTS = [
         "finetune.py",
         "in model.timm_model.state_dict().items()}",
         "in model.state_dict().items()}",
-        "finetune open_what",
+        "finetune each_family or shipped_model",
     ),
     Fault(
         "app: ImageNet's priors stay",

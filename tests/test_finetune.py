@@ -398,6 +398,10 @@ def test_a_model_of_the_hub_gets_a_new_head_and_its_own_preprocessing(tiny_vit, 
     kept = [name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])]
     assert set(before) - set(kept) == {"classifier.weight", "classifier.bias"}
     assert finetune.input_size(processor) == 32 and list(processor.image_mean) == [0.5] * 3
+    again, _ = finetune.build_model(str(tmp_path / "vit"), ["a", "b", "c"], "DEFAULT", 32)
+    assert not torch.equal(
+        again.classifier.weight, load_file(tmp_path / "vit" / "model.safetensors")["classifier.weight"]
+    )
     more = ["--weights", "DEFAULT", "--epochs", "1", "--image_size", "32"]
     train(dataset, tmp_path / "again", "--model_name", tmp_path / "vit", *more)
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "again").config.id2label[2] == "Neither"

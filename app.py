@@ -3,57 +3,85 @@
     python app.py
     MOBILENET_MODEL=checkpoints/mobilenet_v3_small python app.py
     VIT_MODEL=you/your-vit@main GRADIO_SERVER_PORT=8000 python app.py
+    python app.py photos/ more.jpg --csv answers.csv --sort_into sorted
 
 A model is a Hub id, `id@revision`, or a local folder: what finetune.py wrote, or any image classifier of transformers.
-`VIT_MODEL=none` leaves the first model alone. A private one needs HF_TOKEN or `hf auth login`. From another program:
+`VIT_MODEL=none` leaves the first model alone. A private one needs HF_TOKEN or `hf auth login`. With files or folders the
+last form classifies them and ends; without, a page is served. From a shell:
 
-    from gradio_client import Client, handle_file
-    Client("http://127.0.0.1:7860").predict(handle_file("photo.jpg"), "mobilenet", api_name="/predict")
+    curl --data-binary @photo.jpg http://127.0.0.1:7860/api/predict
 """
 
+import argparse
+import asyncio
 import base64
 import contextlib
 import csv
+import functools
+import gc
 import hashlib
+import html
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
+import traceback
 import warnings
+import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import quote, unquote, urljoin
 
 # Where gradio keeps uploads and results. Of this process alone, as all in it is deleted after two hours at most.
 UPLOADS = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir(), f"cat-dog-neither-{os.getpid()}").resolve()
 # The second, or gradio makes a table of all calls so far after each call.
 os.environ |= {"GRADIO_TEMP_DIR": str(UPLOADS), "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(2**62)}
+# Before an address or path that a client gives for a photo: gradio would fetch it without a limit, or tell of the server.
+ADDRESS = f"{UPLOADS}/address="
+gc.disable()  # nothing that is imported becomes garbage; looking for it takes a fifth of the start
 
 import gradio as gr  # which reads them when it is imported
+import httpx
 import numpy as np
+from fastapi.exceptions import RequestValidationError
+from joblib import cpu_count
+from mcp.server import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.types import ImageContent, TextContent, Tool, ToolAnnotations
 from PIL import Image, ImageOps
 from pillow_heif import register_heif_opener
+from safehttpx import AsyncSecureTransport, async_validate_url
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.responses import JSONResponse
-from starlette.routing import Route
+from starlette.requests import ClientDisconnect
+from starlette.responses import FileResponse, JSONResponse
+from starlette.routing import Mount, Route
+from tqdm import tqdm
 
 try:
     import spaces  # Hugging Face's, on its own machines; before torch, as it says
 except ImportError:
     spaces = None
 
+gc.freeze()
+gc.enable()
+
+CORES = cpu_count()  # that a container allows
 EXAMPLES = Path(__file__).resolve().parent / "examples"
+OURS = str(EXAMPLES / "mobilenet_v3_small")
 MODELS = {
-    "mobilenet": os.environ.get("MOBILENET_MODEL") or str(EXAMPLES / "mobilenet_v3_small"),
+    "mobilenet": os.environ.get("MOBILENET_MODEL") or OURS,
     "vit": os.environ.get("VIT_MODEL") or "google/vit-base-patch16-224",
 }
 if MODELS["vit"] == "none":
@@ -71,84 +99,50 @@ PET_SHARES, PET_TEMPERATURE = (0.2, 0.2, 0.6), 0.7
 # Pillow's other formats are rarely looked after; JPEG includes MPO. HEIF is what iPhones write as .heic.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 register_heif_opener()
+BROWSERS_SHOW = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"}
 MAX_PIXELS = 89_000_000  # above it a small file can fill the memory; Pillow's own warning starts just above
 ENOUGH = 448  # pixels of a photo's shorter side, twice what the models look at; larger ones are reduced first
+MAX_FILE = 20_000_000  # bytes of a photo that is uploaded or fetched
+MAX_BODY = 28_000_000  # bytes of a call that is no upload: such a photo as a data URL
 MAX_FILES = 500
 BATCH_SIZE = 16
+FETCH_SECONDS = 10
+LOAD_SECONDS = (
+    20  # that a call waits for a model which somebody else loads, not to keep those who ask the other from it
+)
 REMEMBERED = 1000  # answers, so that the same photo need not be looked at again
+SMALL_NETWORK = 50_000_000  # bytes; it has no work for two threads, so each looks at a photo of its own
 CONVERTED = 4  # models that stay on disk as OpenVINO wants them, so that the next start is shorter
 THUMBNAIL = 160  # pixels
 CELLS = 6  # of a heatmap, in each direction
+SURE = 0.9  # above it the page says "very sure", and below it a photo among many counts as doubtful
 KEEP_SECONDS = 3600  # how old uploads and results may be when they are looked through, which is as often
-MAX_WAITING = 32  # calls in the queue; a ViT of 0.25 s a photo answers as many in 8 s
-MAX_BODY = 28_000_000  # bytes of a call that is no upload: a photo of 20 MB as a data URL
+MAX_WAITING = 32  # calls in a queue; a ViT of 0.25 s a photo answers as many in 8 s
 FREE_BYTES = 200_000_000  # of the disk, which uploads leave free
 LAST_SECONDS = 6  # that running predictions get when the server is to stop
 BUSY = "The app is busy. Try again in a few seconds."
-
-# The photos of examples/, which gradio may serve from there, and what each shows.
+# What a call is told that cannot be answered, by the status of the answer: never what it sent, or what failed in here.
+REFUSALS = {
+    400: "This request cannot be read. See the README, or /gradio_api/info, for what a call looks like.",
+    403: "This is not for others to read.",
+    404: "There is nothing at this address. The page is at /, and photos are taken by POST /api/predict.",
+    405: "This address does not take that method. Send photos by POST.",
+    413: f"This is too large. A photo may have {MAX_FILE // 10**6} MB, and a call {MAX_BODY // 10**6} MB.",
+    415: "This is not a kind of content that is taken here. Send the photo itself, or a form with it.",
+    422: "This call does not have the form that /gradio_api/info describes.",
+    503: BUSY,
+    507: "The server has no room for more photos. Try again in an hour.",
+}
+# The photos of examples/, and what each shows.
 SHOWN = {
     "cat-chelsea.jpg": "A cat, close up",
     "cat-profile.jpg": "A cat from the side",
     "dog-grey.jpg": "A grey dog",
     "dog-porch.jpg": "A dog, a bicycle and a car",
     "dog-red.jpg": "A red dog",
-    "neither-coffee.jpg": "Neither: a cup of coffee",
+    "neither-coffee.jpg": "A cup of coffee",
 }
-gr.set_static_paths([EXAMPLES / name for name in SHOWN])
-INTRODUCTION = "# Cat, dog or neither?\nDrop a photo of a cat, a dog, or something else. The answer comes at once."
-EMPTY = "No photo yet"
 HEADERS = ["file", "label", "confidence", "note"]
-SOURCES = ["upload", "webcam", "clipboard"]
-ABOUT = """## The models
-
-{models}
-
-A model that knows the 1000 classes of ImageNet, as the ViT does, answers with its 5 cats, its 118 dogs and all the rest,
-each taken together, as if of ten photos two showed a cat, two a dog and six neither. With those shares a network of this
-kind (EfficientNet-Lite2) was right about at least 95 % of each; with ImageNet's own it took most cats for "Neither".
-
-## What they cannot do
-
-Do not rely on either for drawings, wolves and foxes, or several animals in one photo. The small MobileNet has seen few
-things that are neither: it still takes one in six of them for a cat or a dog.
-
-## Your photos
-
-They are deleted from the server after two hours at most. Answers to the last {remembered}
-photos are remembered until the page is restarted, with a fingerprint of the photo, not the photo.
-
-## Train your own
-
-A table of labels and a folder of photos are enough: `prep.py` makes a dataset of them, `finetune.py` a model with a card
-of its own, and the variable `MOBILENET_MODEL` puts it on this page. {readme} tells how, and has the lines for Python,
-JavaScript and curl that ask this page from a program.
-"""
-
-
-# Nothing is loaded from elsewhere for it; the labels are dark enough to be read by everybody.
-DARK = [f"{part}_text_color" for part in ("block_label", "block_title", "link")] + ["link_text_color_visited"]
-BUTTON = [f"button_primary_background_fill{state}{mode}" for state in ("", "_hover") for mode in ("", "_dark")]
-THEME = gr.themes.Soft(
-    primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono="monospace"
-).set(
-    **dict.fromkeys(DARK, "*primary_800"),
-    **{f"{name}_dark": "*primary_200" if "link" in name else "white" for name in DARK},
-    **{f"block_{part}_background_fill_dark": "*primary_800" for part in ("label", "title")},
-    **dict.fromkeys(BUTTON, "*primary_700"),
-)
-# Room for the answer before it is there, all tabs and thumbnails on a phone, and a footer that can be read.
-CSS = """
-.thumbnails .grid-container { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)) !important; }
-.answer { min-height: 220px; }
-@media (max-width: 480px) { .tab-container button { padding: 0 0.3rem; font-size: 0.9rem; } }
-footer *, footer, .or, .download-link, [role=tab].selected { color: var(--body-text-color) !important; }
-.icon-button:has(input), .cache-indicator { display: none; }
-"""
-# The table's filter has no name of its own, which screen readers need.
-JS = """() => new MutationObserver(() =>
-    document.querySelectorAll(".search-input").forEach(input => input.ariaLabel = "Filter the answers")
-).observe(document.body, {childList: true, subtree: true})"""
 
 
 def refusal(message: str) -> gr.Error:
@@ -157,7 +151,9 @@ def refusal(message: str) -> gr.Error:
 
 
 def open_photo(file) -> Image.Image:
-    """Return the photo of a path or binary file upright and in RGB, as in finetune.py; a large one reduced.
+    """Return the photo of a path or binary file upright and in RGB, transparent parts white, as in finetune.py.
+
+    A large one is reduced.
 
     Raises:
         gr.Error: if it is not a photo, or damaged, or too large.
@@ -169,45 +165,75 @@ def open_photo(file) -> Image.Image:
             Image.open(opened, formats=IMAGE_FORMATS) as image,
         ):
             if image.width * image.height > MAX_PIXELS:
-                raise refusal(f"The photo has more than {MAX_PIXELS // 1_000_000} million pixels.")
+                raise refusal(f"The photo has more than {MAX_PIXELS // 10**6} million pixels. Make it smaller first.")
             image.draft("RGB", (ENOUGH, ENOUGH))  # a JPEG file can be decoded at a half, a quarter or an eighth
-            photo = rgb(image)
-            return photo.reduce(max(1, min(photo.size) // ENOUGH))
+            photo = ImageOps.exif_transpose(image)
+            if photo.mode.startswith("I"):
+                photo = photo.point(lambda grey: grey / 256)  # of 16 bits, which Pillow would cut off at 255
+            if photo.has_transparency_data:
+                photo = photo.convert("RGBA")
+                photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
+            return photo.convert("RGB").reduce(max(1, min(photo.size) // ENOUGH))
     except gr.Error:
         raise
     except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything for a damaged file
         formats = "a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC file"
-        raise refusal(f"This file cannot be read as a photo. Send {formats} that opens elsewhere.") from error
+        raise refusal(f"This file cannot be read as a photo. Use {formats} that opens elsewhere.") from error
 
 
-def rgb(image: Image.Image) -> Image.Image:
-    """Return a PIL photo upright and in RGB, transparent parts white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = image.point(lambda grey: grey / 256)  # of 16 bits, which Pillow would cut off at 255
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+async def fetch(address: str) -> bytes:
+    """Return what lies at a public address; the hosts of its redirects must be public as well.
+
+    Raises:
+        Exception: of httpx, safehttpx or asyncio, if it cannot be fetched.
+    """
+    async with asyncio.timeout(FETCH_SECONDS):
+        for _ in range(5):
+            transport = AsyncSecureTransport(await async_validate_url(httpx.URL(address).host))
+            async with httpx.AsyncClient(transport=transport) as client, client.stream("GET", address) as answer:
+                if answer.has_redirect_location:
+                    address = urljoin(address, answer.headers["Location"])
+                    continue
+                content = b""
+                async for part in answer.raise_for_status().aiter_bytes():
+                    content += part
+                    if len(content) > MAX_FILE:
+                        raise ValueError("too large")
+                return content
+    raise ValueError("too many redirects")
 
 
 def open_upload(upload: dict | None) -> Image.Image:
-    """Return the photo of an upload, a data URL or an example, as gradio hands them to an event with `preprocess=False`.
+    """Return the photo that stands in a call as `path` or `url`: an upload, an example, a data URL, a public address.
 
     Raises:
         gr.Error: as `open_photo`, and if there is none, or if it names another file of this server.
     """
-    if not upload or not (upload["path"] or upload["url"]):
-        raise refusal("Send a photo.")
-    if upload["path"]:
-        path = Path(upload["path"]).resolve()
-        if not path.is_relative_to(UPLOADS) and path not in [EXAMPLES / name for name in SHOWN]:
-            raise refusal("Upload the photo first; a path on the server is not taken.")
+    name = (upload or {}).get("path") or (upload or {}).get("url")
+    if not isinstance(name, str) or "\0" in name:
+        raise refusal("Upload a photo first.")
+    if name.startswith("data:"):
+        try:
+            content = base64.b64decode(name.partition(";base64,")[2], validate=True)
+        except ValueError as error:
+            raise refusal("The photo's data URL is not valid base64.") from error
+        return open_photo(io.BytesIO(content))
+    if name.startswith(ADDRESS):
+        name = unquote(name.removeprefix(ADDRESS))
+    _, upload_address, rest = name.partition("/gradio_api/file=")
+    path = Path(unquote(rest) if upload_address else name).resolve()
+    if path.is_relative_to(UPLOADS) or path in dict(example_files()):
         return open_photo(path)
+    if not name.startswith(("http://", "https://")):
+        raise refusal("Upload the photo first; a path on the server is not taken.")
     try:
-        return open_photo(io.BytesIO(base64.b64decode(upload["url"].partition(";base64,")[2], validate=True)))
-    except ValueError as error:
-        raise refusal("The photo's data URL is not valid base64.") from error
+        content = asyncio.run(fetch(name))
+    except Exception as error:  # noqa: BLE001 - a stranger's server does as it likes
+        limits = f"{MAX_FILE // 10**6} MB that come within {FETCH_SECONDS} seconds"
+        raise refusal(
+            f"No photo can be fetched from there: it must be a public address, and at most {limits}."
+        ) from error
+    return open_photo(io.BytesIO(content))
 
 
 @dataclass(frozen=True)
@@ -215,13 +241,13 @@ class Classifier:
     """A model that is ready to answer."""
 
     name: str  # for people: the Hub id and revision, or the folder
+    folder: Path
     revision: str  # by which its answers are remembered
     labels: list[str]
     pixels: Callable[[list[Image.Image]], np.ndarray]  # photos to pixel values (N, 3, height, width)
     logits: Callable[[np.ndarray], np.ndarray]  # pixel values to logits (N, len(labels))
     independent: bool  # whether each label has a probability of its own
     unsure_below: float  # confidence below which the answer is UNSURE; 0: never
-    measured: str  # what its card says of its test, in words; "" if nothing
 
 
 def model_folder(source: str) -> Path:
@@ -235,15 +261,16 @@ def model_folder(source: str) -> Path:
     from huggingface_hub import errors, snapshot_download
     from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-    wait = wait_exponential_jitter(max=8)
-
     def passing(error: BaseException) -> bool:  # a fault of the Hub's, which snapshot_download hides behind its own
         response = getattr(error.__cause__ or error, "response", None)
         return response is not None and (response.status_code == 429 or response.status_code >= 500)
 
-    @retry(retry=retry_if_exception(passing), stop=stop_after_attempt(4), wait=wait, reraise=True)
+    retried = {"retry": retry_if_exception(passing), "wait": wait_exponential_jitter(max=8)}
+
+    @retry(stop=stop_after_attempt(4), reraise=True, **retried)
     def download(revision: str | None, weights: str) -> Path:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=["*.json", "README.md", weights]))
+        wanted = ["*.json", "README.md", *(f"examples/*{ending}" for ending in BROWSERS_SHOW), weights]
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted))
 
     repo_id, _, revision = source.partition("@")
     reasons = {
@@ -276,19 +303,16 @@ def read_labels(folder: Path, config: dict) -> list[str]:
     Raises:
         ValueError: if they are not numbered from 0 on, or two are the same.
     """
-    if "label_names" in config:  # as timm writes them
-        id2label = dict(enumerate(config["label_names"]))
-    elif "id2label" in config:
-        id2label = {int(index): label for index, label in config["id2label"].items()}
-    else:
+    if "id2label" not in config:
         from transformers import AutoConfig
 
-        id2label = AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label
-    if sorted(id2label) != list(range(len(id2label))):
+        config = {"id2label": AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label}
+    labels = {int(index): label for index, label in config["id2label"].items()}
+    if sorted(labels) != list(range(len(labels))):
         raise ValueError("id2label in its config.json does not number the labels from 0 on")
-    if len(set(id2label.values())) < len(id2label) != IMAGENET:  # there, two are cranes
+    if len(set(labels.values())) < len(labels) != IMAGENET:  # there, two are cranes
         raise ValueError("id2label in its config.json gives two outputs the same label")
-    return [id2label[index] for index in range(len(id2label))]
+    return [labels[index] for index in range(len(labels))]
 
 
 def preprocessing(folder: Path, config: dict) -> Callable[[list[Image.Image]], np.ndarray]:
@@ -304,7 +328,7 @@ def preprocessing(folder: Path, config: dict) -> Callable[[list[Image.Image]], n
     elif not asked and "pretrained_cfg" in config:
         seen = config["pretrained_cfg"]
         size, mean, std = tuple(seen["input_size"][:0:-1]), seen["mean"], seen["std"]
-        resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[seen["interpolation"]]
+        resample = Image.Resampling[seen["interpolation"].upper()]
         crop = None if seen.get("crop_mode") == "squash" else seen.get("crop_pct", 0.875)
     else:
         from transformers import AutoImageProcessor
@@ -324,7 +348,11 @@ def preprocessing(folder: Path, config: dict) -> Callable[[list[Image.Image]], n
         return larger.crop((left, top, left + size[0], top + size[1]))
 
     def pixels(photos: list[Image.Image]) -> np.ndarray:
-        return np.stack([np.asarray(scale(photo)).transpose(2, 0, 1) * factor + shift for photo in photos])
+        batch = np.stack([channel for photo in photos for channel in scale(photo).split()], dtype=np.float32)
+        batch = batch.reshape(len(photos), 3, *batch.shape[1:])
+        batch *= factor
+        batch += shift
+        return batch
 
     return pixels
 
@@ -338,18 +366,16 @@ def check_onnx(file: Path) -> None:
     import onnx
 
     try:
-        graphs = [onnx.load(file, load_external_data=False).graph]
-        graphs[0].node[0]  # an empty file is a model without any
+        model = onnx.load(file, load_external_data=False)
+        domains = {node.domain for node in (model.graph.node[0], *model.graph.node)}  # an empty file has none
     except Exception as error:  # noqa: BLE001 - of protobuf, for a file that is anything else
         raise ValueError("its onnx/model.onnx is damaged") from error
-    for graph in graphs:
-        attributes = [attribute for node in graph.node for attribute in node.attribute]
-        graphs += [inner for one in attributes for inner in (one.g, *one.graphs) if inner.node]
-        tensors = [*graph.initializer, *(tensor for one in attributes for tensor in (one.t, *one.tensors))]
-        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
-            raise ValueError("its onnx/model.onnx takes data from other files")
-        if strange := [f"{node.op_type} of {node.domain}" for node in graph.node if node.domain not in ("", "ai.onnx")]:
-            raise ValueError(f"its onnx/model.onnx needs the operator {strange[0]}")
+    try:
+        onnx.load_external_data_for_model(model, os.devnull)  # where no file lies
+    except Exception as error:  # noqa: BLE001 - onnx has several for it
+        raise ValueError("its onnx/model.onnx takes data from other files") from error
+    if strange := domains - {"", "ai.onnx"}:
+        raise ValueError(f"its onnx/model.onnx needs operators of {min(strange)}")
 
 
 def transformers_module(folder: Path):
@@ -363,22 +389,23 @@ def transformers_module(folder: Path):
     from transformers import AutoModelForImageClassification
 
     class Logits(torch.nn.Module):
-        def __init__(self):
+        def __init__(self, model):
             super().__init__()
-            how = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32}
-            self.model, found = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True, **how)
-            if wrong := {*found["missing_keys"], *found["unexpected_keys"]}:  # transformers would fill a head at random
-                raise ValueError(f"its weights and its config.json do not agree about {min(wrong)}")
+            self.model = model
 
         def forward(self, pixel_values):
             return self.model(pixel_values=pixel_values).logits
 
     if not any(folder.glob("*.safetensors")):
         raise OSError("it has no safetensors file; pickled weights, such as .bin and .pt files, are not loaded")
+    how = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32, "output_loading_info": True}
     try:
-        return Logits().eval()
+        model, found = AutoModelForImageClassification.from_pretrained(folder, **how)
     except SafetensorError as error:
         raise ValueError("its safetensors file is damaged") from error
+    if wrong := {*found["missing_keys"], *found["unexpected_keys"]}:  # transformers would fill a head at random
+        raise ValueError(f"its weights and its config.json do not agree about {min(wrong)}")
+    return Logits(model).eval()
 
 
 def convert(folder: Path, example: np.ndarray, kept: Path):
@@ -418,18 +445,20 @@ def compile_model(folder: Path, revision: str, example: np.ndarray) -> Callable[
             network = module.cuda()  # not before: on ZeroGPU there is a GPU only while `logits` runs
             return network(torch.from_numpy(pixel_values).half().cuda()).float().cpu().numpy()
 
-        return on_cuda
+        thread = ThreadPoolExecutor(1)  # each further one would need a second or two to get ready for the GPU
+        return lambda pixel_values: thread.submit(on_cuda, pixel_values).result()
 
     # Without this, converting a model reports the use to its vendor; openvino then takes its own stub.
     sys.modules.setdefault("openvino_telemetry", None)
     import openvino
     from huggingface_hub.constants import HF_ASSETS_CACHE
-    from joblib import cpu_count
 
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": cpu_count()}  # as a container allows
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": CORES}
     file = folder / "onnx" / "model.onnx"
     if file.is_file():
         check_onnx(file)
+        if file.stat().st_size < SMALL_NETWORK:
+            options["NUM_STREAMS"] = CORES
         network = openvino.compile_model(file, "CPU", options)
     else:
         by = [revision, example.shape, *(version(name) for name in ("openvino", "torch", "transformers"))]
@@ -438,8 +467,18 @@ def compile_model(folder: Path, revision: str, example: np.ndarray) -> Callable[
             network = openvino.compile_model(kept / "model.xml", "CPU", options)
         except RuntimeError:  # there is none, or it is damaged
             network = openvino.compile_model(convert(folder, example, kept), "CPU", options)
-    # A request of its own for each call, so that threads may call.
-    return lambda pixel_values: network.create_infer_request().infer([pixel_values])[0]
+    idle = []  # requests, of which each is in one thread at a time
+
+    def on_cpu(pixel_values: np.ndarray) -> np.ndarray:
+        with contextlib.suppress(IndexError):
+            request = None
+            request = idle.pop()
+        request = request or network.create_infer_request()
+        found = request.infer([pixel_values], share_inputs=True)[0]
+        idle.append(request)
+        return found
+
+    return on_cpu
 
 
 BUILDING = threading.Lock()  # neither transformers' lazy imports nor torch's tracing stand two threads at once
@@ -462,8 +501,7 @@ def load_classifier(source: str) -> Classifier:
         name, revision = f"{source.partition('@')[0]}, revision {folder.name[:7]}", folder.name
         if Path(source).is_dir():
             files = sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("onnx/model.onnx")])
-            digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-            name, revision = folder.name, " ".join(digests)
+            name, revision = folder.name, " ".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
         labels, pixels = read_labels(folder, config), preprocessing(folder, config)
         example = pixels([Image.new("RGB", (64, 64))])
         logits = compile_model(folder, revision, example)
@@ -477,49 +515,39 @@ def load_classifier(source: str) -> Classifier:
         if not (isinstance(unsure_below, int | float) and 0 <= unsure_below <= 1):
             raise ValueError("unsure_below in its config.json is not a number from 0 to 1")
         independent = len(labels) == 1 or config.get("problem_type") == "multi_label_classification"
-        return Classifier(name, revision, labels, pixels, logits, independent, unsure_below, card_accuracy(folder))
-
-
-def card_accuracy(folder: Path) -> str:
-    """Return the accuracy that the model's card claims, in words; "" if it has none."""
-    from huggingface_hub import ModelCard
-
-    if not (folder / "README.md").is_file():
-        return ""
-    try:
-        results = ModelCard.load(folder / "README.md").data.eval_results or []
-        found = next(result for result in results if result.metric_type == "accuracy")
-        return f"By its card it answers {float(found.metric_value):.1%} of the photos right that it was tested with."
-    except Exception:  # noqa: BLE001 - strangers write their cards as they like
-        return ""
+        return Classifier(name, folder, revision, labels, pixels, logits, independent, unsure_below)
 
 
 READY: dict[str, Classifier] = {}
+FAILED: dict[str, str] = {}  # why a model could not be loaded when it was last tried
 LOADING = {name: threading.Lock() for name in MODELS}
 
 
 def classifier(name: str) -> Classifier:
-    """Return the model of the dropdown, loaded once: whoever asks while it is loading is told, and waits for it.
+    """Return the model of the dropdown, loaded once: whoever asks while it is loading waits for it a while.
 
-    A failure is not remembered, so the next call tries again.
+    After a failure the next call tries again.
 
     Raises:
-        gr.Error: with one sentence, if there is no such model, or it cannot be loaded.
+        gr.Error: with one sentence, if there is no such model, or it cannot be loaded, or that takes long.
     """
     if name not in list(MODELS):
-        raise refusal(f"There is no model {name!r}. Choose {' or '.join(MODELS)}.")
+        raise refusal(f"There is no such model. Choose {' or '.join(MODELS)}.")
     if name in READY:
         return READY[name]
+    if not LOADING[name].acquire(timeout=LOAD_SECONDS):
+        raise refusal(f"The model {name} is still being loaded. Try again in a minute.")
     try:
-        gr.Info(f"The model {name} is being loaded. The answer comes as soon as it is there.")
-        with LOADING[name]:
-            if name not in READY:
-                READY[name] = load_classifier(MODELS[name])
-            return READY[name]
+        if name not in READY:
+            READY[name] = load_classifier(MODELS[name])
+        return READY[name]
     except Exception as error:  # noqa: BLE001 - whatever a stranger's repo does, the page and the other model go on
         words = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__  # such as "Disk full"
-        said = f"The model {name} ({MODELS[name]}) cannot be loaded: {words.splitlines()[0].rstrip('.')}."
-        raise refusal(" ".join([said, *(f"Choose {other} instead." for other in MODELS if other != name)])) from error
+        FAILED[name] = f"The model {name} ({MODELS[name]}) cannot be loaded: {words.splitlines()[0].rstrip('.')}."
+        others = [f"Choose {other} instead." for other in MODELS if other != name]
+        raise refusal(" ".join([FAILED[name], *others])) from error
+    finally:
+        LOADING[name].release()
 
 
 def logits(model: str, pixel_values: np.ndarray) -> np.ndarray:
@@ -549,9 +577,8 @@ def pet_probabilities(logits: np.ndarray) -> np.ndarray:
     probabilities = softmax(logits.astype(np.float64) / PET_TEMPERATURE)
     groups = np.full(IMAGENET, 2)
     groups[CATS], groups[DOGS] = 0, 1
-    sizes = np.bincount(groups)
     shares = np.stack([probabilities[:, groups == group].sum(1) for group in range(3)], axis=1)
-    adjusted = shares * np.asarray(PET_SHARES) / sizes
+    adjusted = shares * np.asarray(PET_SHARES) / np.bincount(groups)
     return adjusted / adjusted.sum(axis=1, keepdims=True)
 
 
@@ -592,89 +619,111 @@ def answer(photo: Image.Image, model: str) -> tuple[dict[str, float], str]:
     return answers([photo], model)[0]
 
 
-def predict(image: dict | None, model: str) -> dict[str, str | list[dict]]:
-    """Say whether a photo shows a cat, a dog or neither, with the probability of each and the model that was asked.
-
-    Args:
-        image: the photo.
-        model: mobilenet, which is small and quick, or vit, which knows the 1000 classes of ImageNet.
-    """
-    found, _ = answer(open_upload(image), model)
+def ranked(found: dict[str, float], model: str) -> dict[str, str | list[dict]]:
+    """Return an answer as programs get it: the likeliest label, all of them from the likeliest on, and who says so."""
     likeliest = sorted(found, key=found.get, reverse=True)
     confidences = [{"label": label, "confidence": found[label]} for label in likeliest]
     return {"label": likeliest[0], "confidences": confidences, "model": READY[model].name}
 
 
-def predict_batch(files: list[dict] | None, model: str, progress=gr.Progress()) -> Iterator[list[list]]:
+def predict(image: dict | None, model: str = "mobilenet") -> dict[str, str | list[dict]]:
+    """Say what a photo shows, with the probability of each label and the model that was asked.
+
+    Args:
+        image: the photo.
+        model: mobilenet, which is small and quick, or vit, which is larger.
+    """
+    return ranked(answer(open_upload(image), model)[0], model)
+
+
+def predict_batch(files: list[dict] | None, model: str = "mobilenet") -> Iterator[list[list]]:
     """Classify many photos: one row of file, label, confidence and note each. A file that is no photo says so in its note.
+
+    It is a generator, so that gradio stops it between two batches when the client has left.
 
     Args:
         files: the photos.
-        model: mobilenet, which is small and quick, or vit, which knows the 1000 classes of ImageNet.
+        model: mobilenet, which is small and quick, or vit, which is larger.
     """
     rows = []
-    for _ in classify_files(files, model, progress, rows, []):
+    for found in classify_files(check_number(files), model):
+        rows += [row for row, _ in found]
         yield gr.skip()
     yield rows
 
 
-def classify_files(files: list[dict] | None, model: str, progress, rows: list, thumbnails: list) -> Iterator[None]:
-    """Add a row for each file, and for each photo a thumbnail with its caption; yield after each batch.
-
-    It is a generator, so that gradio stops it between two batches when the client has left.
+def check_number(files: list[dict] | None) -> list[dict]:
+    """Return the files of a call.
 
     Raises:
-        gr.Error: if there are no files, or too many, or the model cannot be loaded.
+        gr.Error: if there are none, or too many.
     """
     if not files:
         raise refusal("Choose some photos.")
     if len(files) > MAX_FILES:
-        raise refusal(f"These are {len(files)} files; at most {MAX_FILES} go at a time.")
+        raise refusal(f"These are {len(files)} files; at most {MAX_FILES} go at a time. Choose fewer.")
+    return files
+
+
+def classify_files(files: list[dict | Path], model: str) -> Iterator[list[tuple[list, Image.Image | None]]]:
+    """Yield for each batch of uploads or paths a row of file, label, confidence and note each, and the photo if it is one.
+
+    Raises:
+        gr.Error: if the model cannot be loaded.
+    """
+
+    def photo_or_reason(file: dict | Path) -> Image.Image | str:
+        try:
+            return open_photo(file) if isinstance(file, Path) else open_upload(file)
+        except gr.Error as error:
+            return error.message
+
+    classifier(model)
     batches = [files[start : start + BATCH_SIZE] for start in range(0, len(files), BATCH_SIZE)]
     with ThreadPoolExecutor(2) as pool:
         opening = pool.map(photo_or_reason, batches[0])
-        for batch, following in progress.tqdm(list(zip(batches, [*batches[1:], []], strict=True)), unit="batches"):
+        for batch, following in zip(batches, [*batches[1:], []], strict=True):
             opened = list(opening)
             opening = pool.map(photo_or_reason, following)  # they are decoded while these are looked at
             photos = [photo for photo in opened if not isinstance(photo, str)]
-            found = iter(answers(photos, model) if photos else [])
+            found, results = iter(answers(photos, model) if photos else []), []
             for file, photo in zip(batch, opened, strict=True):
-                name = Path(file["path"]).name
+                name = str(file)
+                if isinstance(file, dict):
+                    name = str(file.get("path") or file.get("url"))
+                    name = (
+                        "photo" if name.startswith("data:") else Path(unquote(name) if ADDRESS in name else name).name
+                    )
                 if isinstance(photo, str):
-                    rows.append([name, "", None, photo])
+                    results.append(([name, "", None, photo], None))
                     continue
                 probabilities, note = next(found)
                 label = max(probabilities, key=probabilities.get)
-                rows.append([name, label, round(probabilities[label], 4), note])
-                photo.thumbnail((THUMBNAIL, THUMBNAIL))
-                thumbnails.append((photo, f"{label} {probabilities[label]:.0%}: {name}"))
-            yield
+                results.append(([name, label, round(probabilities[label], 4), note], photo))
+            yield results
 
 
-def photo_or_reason(file: dict) -> Image.Image | str:
-    """Return the photo, or in words why it cannot be read."""
-    try:
-        return open_upload(file)
-    except gr.Error as error:
-        return error.message
-
-
-def compare(image: dict | None) -> tuple[dict[str, float], dict[str, float], str]:
-    """Ask both models about a photo: the probabilities by the MobileNet, by the ViT, and in words whether they agree.
+def compare(image: dict | None) -> list[dict | str]:
+    """Ask all models about a photo: the answer of each, or why there is none, and in words whether they agree.
 
     Args:
         image: the photo.
     """
-    photo = open_upload(image)
-    found = [answer(photo, model)[0] for model in MODELS]
-    said = [max(probabilities, key=probabilities.get) for probabilities in found]
-    if len(set(said)) == 1:
-        return *found, f"Both models say {said[0]}."
-    words = [f"{model} says {label} ({one[label]:.0%})" for model, label, one in zip(MODELS, said, found, strict=True)]
-    return *found, f"They disagree: {' and '.join(words)}."
+    photo, found, said = open_upload(image), [], {}
+    for model in MODELS:
+        try:
+            found.append(ranked(answer(photo, model)[0], model))
+            said[model] = f"{found[-1]['label']} ({percent(found[-1]['confidences'][0]['confidence'])})"
+        except gr.Error as error:
+            found.append({"error": error.message})
+    labels = {one["label"] for one in found if "label" in one}
+    each = " and ".join(f"{model} says {words}" for model, words in said.items())
+    if len(said) < 2:
+        return [*found, f"Only one model answered: {each}." if said else "No model answered."]
+    return [*found, f"Both models say {min(labels)}." if len(labels) == 1 else f"They disagree: {each}."]
 
 
-def heat(photo: Image.Image, model: str, progress=gr.Progress()) -> tuple[str, np.ndarray]:
+def heat(photo: Image.Image, model: str) -> tuple[str, np.ndarray]:
     """Return the most likely label, and how much each part of the photo matters for it, shape (CELLS, CELLS).
 
     A window of two by two cells is covered with the photo's mean colour, at each place in turn; a cell's number is the
@@ -686,72 +735,386 @@ def heat(photo: Image.Image, model: str, progress=gr.Progress()) -> tuple[str, n
     colour = photo.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
     rows, columns = (np.linspace(0, side, CELLS + 1).round().astype(int) for side in (photo.height, photo.width))
     falls, windows = np.zeros((CELLS, CELLS)), np.zeros((CELLS, CELLS))
-    for row in progress.tqdm(range(CELLS - 1), desc="Covering parts of the photo"):
+    for row in range(CELLS - 1):
         covered = [photo.copy() for _ in range(CELLS - 1)]
         for column, copy in enumerate(covered):
             copy.paste(colour, (columns[column], rows[row], columns[column + 2], rows[row + 2]))
         for column, (found, _) in enumerate(answers(covered, model)):
             part = slice(row, row + 2), slice(column, column + 2)
-            falls[part] += np.log(probabilities[label]) - np.log(max(found[label], 1e-12))
+            falls[part] += np.log(probabilities[label]) - np.log(max(found.get(label, 0), 1e-12))
             windows[part] += 1
     return label, falls / windows
 
 
-def explain(image: dict | None, model: str, progress=gr.Progress()) -> tuple[tuple, str]:
-    """Show which parts of a photo an answer rests on: the photo, the same with a heatmap over it, and a legend.
+def explain(image: dict | None, model: str = "mobilenet") -> tuple[Image.Image, str]:
+    """Show what an answer rests on: the photo with the parts tinted that matter for it, and a legend.
 
     Args:
         image: the photo.
-        model: mobilenet, which is small and quick, or vit, which knows the 1000 classes of ImageNet.
+        model: mobilenet, which is small and quick, or vit, which is larger.
     """
-    from matplotlib import colormaps
-
     photo = open_upload(image)
-    label, falls = heat(photo, model, progress)
+    label, falls = heat(photo, model)
     if falls.max() <= 0:
-        return (photo, photo), f"No part of the photo matters for {label}: whatever is covered, it stays."
-    share = Image.fromarray((255 * np.clip(falls / falls.max(), 0, 1)).astype(np.uint8))
-    share = np.asarray(share.resize(photo.size, Image.Resampling.BICUBIC))
-    coloured = Image.fromarray(colormaps["inferno"](share, bytes=True)[..., :3])
-    return (photo, Image.blend(photo, coloured, 0.6)), f"The brighter a part, the more {label} depends on it."
+        return (
+            photo,
+            f"No single part of the photo matters for {label}: with any one of them covered, the answer stays.",
+        )
+    share = Image.fromarray((200 * np.clip(falls / falls.max(), 0, 1)).astype(np.uint8))
+    tint = Image.composite(
+        Image.new("RGB", photo.size, TINT), photo, share.resize(photo.size, Image.Resampling.BICUBIC)
+    )
+    return tint, f"The more a part is tinted, the more the answer {label} rests on it."
 
 
 def models() -> list[dict[str, str | bool | list[str]]]:
-    """List the choices for `model`: what each stands for, whether it is loaded, and then its labels and its test accuracy."""
-
-    def describe(name: str, ready: Classifier | None) -> dict:
-        known = {"name": name, "model": ready.name if ready else Path(MODELS[name]).name, "loaded": bool(ready)}
-        labels = ready.labels if ready else []
-        labels = PET_LABELS if len(labels) == IMAGENET else labels
-        return {**known, "labels": labels, "measured": ready.measured if ready else ""}
-
-    return [describe(name, READY.get(name)) for name in MODELS]
-
-
-def page_answer(image: dict | None, model: str) -> tuple[dict[str, float] | str, str]:
-    """Return `answer` for the page, where an empty photo box is no mistake, and who gave it, in which time."""
-    if image is None:
-        return EMPTY, ""
-    photo = open_upload(image)
-    classifier(model)  # so that the time is not that of loading it
-    start = time.perf_counter()
-    probabilities, seen = answer(photo, model)
-    words = f"{READY[model].name}, {1000 * (time.perf_counter() - start):.0f} ms."
-    return probabilities, words + f" Of ImageNet's 1000 classes it looks most like: {seen}." * bool(seen)
+    """List the models: what each stands for, whether it is loaded, and then its labels, its test accuracy and its limits."""
+    found = []
+    for name, source in MODELS.items():
+        ready = READY.get(name)
+        measured, limits = card_summary(ready.folder) if ready else ("", "")
+        told = {"name": name, "model": ready.name if ready else Path(source).name, "loaded": bool(ready)}
+        found.append({**told, "labels": shown_labels(name), "measured": measured, "limits": limits})
+    return found
 
 
-def page_batch(files: list[dict] | None, model: str, progress=gr.Progress()) -> Iterator[tuple]:
-    """Yield in the end the rows of `predict_batch`, thumbnails in the order of the answers, and the rows as a CSV file."""
-    rows, thumbnails = [], []
-    for _ in classify_files(files, model, progress, rows, thumbnails):
-        yield gr.skip(), gr.skip(), gr.skip()
-    table = Path(tempfile.mkdtemp(dir=UPLOADS), "answers.csv")
-    with table.open("w", encoding="utf-8", newline="") as opened:
-        # A spreadsheet would run a name such as =1+1.jpg as a formula.
-        plain = [[f"'{name}" if name.startswith(("=", "+", "-", "@")) else name, *others] for name, *others in rows]
-        csv.writer(opened).writerows([HEADERS, *plain])
-    gallery = gr.Gallery(sorted(thumbnails, key=lambda one: one[1]), visible=bool(thumbnails))
-    yield gr.Dataframe(rows, visible=True), gallery, gr.DownloadButton(value=str(table), interactive=True)
+def shown_labels(name: str) -> list[str]:
+    """Return the labels with which a model answers; none before it is loaded."""
+    labels = READY[name].labels if name in READY else []
+    return PET_LABELS if len(labels) == IMAGENET else labels
+
+
+def card_summary(folder: Path) -> tuple[str, str]:
+    """Return what the card of a model says of its accuracy and its limits, in words; "" where it says nothing."""
+    from huggingface_hub import ModelCard
+
+    measured, file = "", folder / "README.md"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    with contextlib.suppress(Exception):  # strangers write their cards as they like
+        results = ModelCard(text).data.eval_results
+        share = float(next(result for result in results if result.metric_type == "accuracy").metric_value)
+        measured = f"By its card it answers {share:.1%} of the photos right that it was tested with."
+    limits = re.search(r"(?i)\n#+ [^\n]*limit[^\n]*\n+(.+?)(?=\n\n|\n#|$)", text, re.DOTALL)
+    return measured, limits[1].replace("\n", " ") if limits else ""
+
+
+HEAD = """<meta property="og:title" content="{title}">
+<meta property="og:description" content="Drop a photo: it says what it sees, how sure it is, and why.">
+<meta property="og:image" content="https://{host}/picture">
+<script>{script}</script>"""
+TINT = "#ff7a00"
+COLOURS = ("#0f766e", "#b45309", "#475569", "#7c3aed", "#be123c", "#1d4ed8")  # of the bars, label after label
+SUITED = "Drop a photo of a cat, a dog, or something else."
+INFO = "mobilenet: small and quick. vit: larger and slower."
+LINKS = [("API", "#api"), ("Source", "source"), ("Privacy", "#privacy")]
+ABOUT = """## The models
+
+{models}
+{imagenet}
+## Your photos
+
+They are deleted from the server after two hours at most, and used for nothing but the answer. Answers to the last
+{remembered} photos are remembered until the page is restarted, with a fingerprint of the photo, not the photo.
+
+## Ask it from a program
+
+`curl --data-binary @photo.jpg ADDRESS/api/predict` answers with labels and scores; ADDRESS is that of this page. "API" below
+lists the calls for Python and JavaScript, and agents find tools at `ADDRESS/gradio_api/mcp/`.
+
+## Train your own
+
+A folder of photos and a list of labels are enough: `prep.py` makes a dataset of them, `finetune.py` a model with a card of
+its own, and the variable `MOBILENET_MODEL` puts it on this page. The README tells how.
+"""
+IMAGENET_WORDS = """
+A model that knows the 1000 classes of ImageNet answers with its 5 cats, its 118 dogs and all the rest, each taken together,
+as if of ten photos two showed a cat, two a dog and six neither. With those shares a network of this kind
+(EfficientNet-Lite2) was right about at least 95 % of each; with ImageNet's own it took most cats for "Neither".
+"""
+THEME = gr.themes.Default(
+    primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono="monospace"
+)
+CSS = """
+.gradio-container { --quiet: #475569; --edge: #64748b; width: 100%;
+  max-width: 1120px !important; margin: 0 auto !important; }
+.html-container { padding: 0 !important; }
+.dark .gradio-container, .gradio-container.dark { --quiet: #cbd5e1; --edge: #94a3b8; }
+.head h1 { font-size: 1.8rem; font-weight: 700; margin: 0; } .head p, .quiet { color: var(--quiet); margin: 0; }
+.block.photo, .block.verdict, .block.files { border: 1px solid var(--edge) !important; }
+.block.verdict { min-height: 300px; padding: 1.2rem !important; }
+.say { font-size: 2.2rem; font-weight: 700; line-height: 1.15; margin: 0; overflow-wrap: anywhere; }
+.say.long { font-size: 1.2rem; } .sure { margin: .2rem 0 .9rem; }
+.bar { display: grid; grid-template-columns: minmax(0, 2fr) 3fr 3.6rem; gap: .6rem; align-items: center; margin: .45rem 0; }
+.bar span { overflow-wrap: anywhere; } .bar b { text-align: right; white-space: nowrap; }
+.bar i { height: .9rem; border-radius: .45rem; background: linear-gradient(var(--c), var(--c)) 0 / var(--w) no-repeat;
+  border: 1px solid var(--edge); }
+.examples { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: .4rem; }
+.examples button { padding: 0; margin: 0 !important; border: 2px solid var(--edge); border-radius: .5rem; overflow: hidden; cursor: pointer; }
+.examples button:focus-visible { outline: 3px solid var(--color-accent); }
+.examples img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; margin: 0 !important; }
+.thumbnails { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .6rem; }
+.thumbnails figure { border: 1px solid var(--edge); border-radius: .5rem; overflow: hidden; margin: 0; }
+.thumbnails img { width: 100%; height: 130px; object-fit: contain; margin: 0 !important; }
+.thumbnails figcaption { padding: .3rem .5rem; font-size: .85rem; overflow-wrap: anywhere; }
+.or, .info-text, .download-link { color: var(--quiet) !important; } button.primary { background: #0f766e !important; }
+.links { text-align: center; } .links a { margin: 0 .6rem; text-decoration: underline; }
+.links a, footer *, [role=tab].selected { color: var(--body-text-color) !important; }
+.icon-button:has(input), .cache-indicator { display: none; }
+@media (max-width: 640px) {
+  .gradio-container main { padding: .4rem .6rem !important; } .gradio-container .column { gap: .6rem; }
+  .head h1 { font-size: 1.25rem; } .head p { display: none; } .block.photo { height: 220px !important; }
+  .block.verdict { min-height: 190px; padding: .6rem !important; } .say { font-size: 1.6rem; } .sure { margin-bottom: .4rem; }
+  .bar { margin: .2rem 0; } button.lg { font-size: .9rem; padding: .5rem; }
+}
+"""
+# Browsers give no type to a HEIC file or to one without an ending, and gradio takes none without; the server looks at the
+# content. The table's filter has no name of its own, which screen readers need.
+JS = """{
+  const odd = files => [...files].some(file => !file.type.startsWith("image/"));
+  const typed = files => {
+    const all = new DataTransfer();
+    for (const file of files)
+      all.items.add(file.type.startsWith("image/") ? file : new File([file], file.name, {type: "image/jpeg"}));
+    return all;
+  };
+  document.addEventListener("change", event => {
+    if (event.target.type === "file" && odd(event.target.files)) event.target.files = typed(event.target.files).files;
+  }, true);
+  document.addEventListener("drop", event => {
+    if (!odd(event.dataTransfer.files)) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    const dataTransfer = typed(event.dataTransfer.files);
+    event.target.dispatchEvent(new DragEvent("drop", {bubbles: true, cancelable: true, dataTransfer}));
+  }, true);
+  document.addEventListener("click", event => {
+    if (event.target.matches("[href='#privacy']")) [...document.querySelectorAll("[role=tab]")].at(-1).click();
+    if (event.target.matches("[href='#api']")) document.querySelector("footer button").click();
+  });
+  new MutationObserver(() => {
+    const title = document.querySelector("h1")?.textContent;
+    if (title && title !== document.title) document.title = title;
+    for (const input of document.querySelectorAll("input[type=file]"))
+      input.accept = "image/*,.heic,.heif,.tif,.tiff,.avif";
+    for (const input of document.querySelectorAll(".search-input")) input.ariaLabel = "Filter the answers";
+  }).observe(document.documentElement, {childList: true, subtree: true});
+}"""
+# A gr.UploadButton would take a third of the time of each call over HTTP, for which gradio describes all parts of the page.
+CHOOSE_FOLDER = """() => {
+  const input = document.querySelector(".files input[type=file]");
+  input.webkitdirectory = true;
+  input.onchange = input.oncancel = () => { input.webkitdirectory = false; };
+  input.click();
+}"""
+CHOOSE = """element.addEventListener("click", event => {
+  const button = event.target.closest("button");
+  if (button) trigger("select", {index: Number(button.dataset.index)});
+});"""
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent, as it is said: never 0 or 100."""
+    return "< 1 %" if share < 0.01 else "> 99 %" if share > 0.99 else f"{100 * share:.0f} %"
+
+
+def verdict_card(found: dict[str, float], small: str) -> str:
+    """Return an answer as HTML: the label, how sure it is, a bar for each label, and small print.
+
+    Of more than ten labels, the five likeliest are shown at first.
+    """
+    likeliest = sorted(found, key=found.get, reverse=True)
+    place = {label: number for number, label in enumerate(found)}
+    bars = [
+        f'<div class="bar"><span>{html.escape(label)}</span><i style="--w: {found[label]:.1%}; --c: '
+        f'{COLOURS[place[label] % len(COLOURS)]}"></i><b>{html.escape(percent(found[label]))}</b></div>'
+        for label in likeliest
+    ]
+    if len(bars) > 10:
+        bars[5:] = ["<details><summary>Show all</summary>", *bars[5:], "</details>"]
+    label, share = likeliest[0], found[likeliest[0]]
+    sure = "Very sure" if share >= SURE else "Fairly sure" if share >= 0.7 else "Hard to tell"
+    long = " long" * (len(label) > 24)
+    return (
+        f'<div role="status"><p class="say{long}">{html.escape(label)}</p><p class="sure">{sure}: '
+        f'{html.escape(percent(share))}</p>{"".join(bars)}<p class="quiet">{html.escape(small)}</p></div>'
+    )
+
+
+def note(head: str, words: str) -> str:
+    """Return HTML that stands where an answer would."""
+    return f'<div role="status"><p class="say long">{html.escape(head)}</p><p>{html.escape(words)}</p></div>'
+
+
+NOTHING = note("No photo yet", "The answer appears here: what the photo shows, and how sure that is.")
+
+
+def page_title() -> str:
+    """Return the title of the page: TITLE, or a question made of the first model's labels, or the model's name."""
+    labels = PET_LABELS if MODELS["mobilenet"] == OURS else shown_labels("mobilenet")
+    if os.environ.get("TITLE") or not 1 < len(labels) <= 4:
+        return os.environ.get("TITLE") or Path(MODELS["mobilenet"]).name
+    plain = [label.lower() if label[1:].islower() else label for label in labels]
+    return f"{plain[0][0].upper()}{', '.join(plain[:-1])[1:]} or {plain[-1]}?"
+
+
+def heading() -> str:
+    """Return the head of the page in HTML."""
+    suited = MODELS["mobilenet"] == OURS or shown_labels("mobilenet") == PET_LABELS
+    words = SUITED if suited else "Drop a photo."
+    return f"<h1>{html.escape(page_title())}</h1><p>{words} It says what it sees, how sure it is, and why.</p>"
+
+
+def example_files() -> tuple[tuple[Path, str], ...]:
+    """Return the photos to try, each with what it shows; those of another model lie in its own folder."""
+    if MODELS["mobilenet"] == OURS:
+        return tuple((EXAMPLES / name, words) for name, words in SHOWN.items())
+    ready = READY.get("mobilenet")
+    files = sorted((ready.folder / "examples").glob("*")) if ready else []
+    return tuple((file.resolve(), file.stem) for file in files[:6] if file.suffix.lower() in BROWSERS_SHOW)
+
+
+@functools.lru_cache
+def example_buttons(files: tuple[tuple[Path, str], ...]) -> str:
+    """Return photos to try, and what they show, as buttons in HTML that hold a thumbnail each."""
+    buttons = []
+    for index, (file, words) in enumerate(files):
+        small, words = io.BytesIO(), html.escape(words)
+        ImageOps.fit(open_photo(file), (THUMBNAIL, THUMBNAIL)).save(small, "WEBP")
+        picture = f'<img alt="" src="data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}">'
+        buttons.append(f'<button data-index="{index}" title="{words}" aria-label="Try: {words}">{picture}</button>')
+    return f'<div class="examples">{"".join(buttons)}</div>'
+
+
+def show(upload: dict | None, model: str) -> Iterator[tuple]:
+    """Yield what the page shows of a photo: its preview, the answer, and whether more can be asked about it."""
+    off, on = gr.Button(interactive=False), gr.Button(interactive=True)
+    nothing_more, preview = ["", "", upload], None  # not even a broken picture
+    if upload is None:
+        yield gr.skip(), NOTHING, off, off, *nothing_more
+        return
+    try:
+        opened = open_upload(upload)
+        path = Path(upload["path"])
+        browsers_show = path.suffix.lower() in BROWSERS_SHOW and path.is_relative_to(UPLOADS)
+        preview = gr.skip() if browsers_show else opened
+        if model not in READY:
+            words = f"The model {model} is being loaded. The answer comes as soon as it is there."
+            yield preview, note("One moment", words), off, off, *nothing_more
+            classifier(model)  # so that the time is not that of loading it
+        start = time.perf_counter()
+        found, seen = answer(opened, model)
+    except gr.Error as error:
+        yield preview, note("No answer", error.message), off, off, *nothing_more
+        return
+    small = f"{READY[model].name}, {1000 * (time.perf_counter() - start):.0f} ms."
+    small += f" Of ImageNet's 1000 classes it looks most like: {seen}." * bool(seen)
+    yield preview, verdict_card(found, small), on, on, *nothing_more
+
+
+def show_example(event: gr.EventData, model: str) -> Iterator[tuple]:
+    """Yield `show` of a photo to try."""
+    yield from show({"path": str(example_files()[event.index][0])}, model)
+
+
+def show_why(upload: dict, model: str) -> tuple:
+    """Return `explain` for the page, in the photo's place."""
+    try:
+        picture, legend = explain(upload, model)
+        return picture, f'<p role="status">{html.escape(legend)}</p>'
+    except gr.Error as error:
+        return gr.skip(), note("No answer", error.message)
+
+
+def show_other(upload: dict, model: str) -> str:
+    """Return what the other model says, in HTML."""
+    try:
+        other = next(name for name in MODELS if name != model)
+        found, _ = answer(open_upload(upload), other)
+    except gr.Error as error:
+        return note("No answer", error.message)
+    each = [f"{label} {percent(found[label])}" for label in sorted(found, key=found.get, reverse=True)[:3]]
+    return note(f"{READY[other].name}: {max(found, key=found.get)}", ", ".join(each))
+
+
+def show_many(files: list[dict] | None, model: str) -> Iterator[tuple]:
+    """Yield how far it is, and in the end a sentence of counts, downloads, the classes to filter by, thumbnails, a table.
+
+    Not by gr.Progress: gradio 6.31 shows none to anybody once a client has left while its call had some.
+    """
+    rows, pictures, folder = [], [], Path(tempfile.mkdtemp(dir=UPLOADS))
+    start, rest = time.perf_counter(), [gr.skip()] * (len(results) - 1)
+    try:
+        for found in classify_files(check_number(files), model):
+            for row, photo in found:
+                rows.append(row)
+                if photo:
+                    photo.thumbnail((THUMBNAIL, THUMBNAIL))
+                    photo.save(folder / f"{len(rows)}.jpg")
+                    pictures.append((row[2], str(folder / f"{len(rows)}.jpg"), row[1], row[0]))
+            left = (len(files) - len(rows)) * (time.perf_counter() - start) / len(rows)
+            yield f'<p role="status">{len(rows)} of {len(files)} photos. About {left:.0f} seconds left.</p>', *rest
+    except gr.Error as error:
+        yield note("No answer", error.message), *rest
+        return
+    words, labels = count_answers(rows)
+    with (folder / "answers.csv").open("w", encoding="utf-8", newline="") as opened:
+        write_rows(opened, rows)
+    with zipfile.ZipFile(folder / "sorted.zip", "w") as archive:
+        taken = set()
+        for file, row in zip(files, rows, strict=True):
+            if row[1] and shutil.disk_usage(folder).free > FREE_BYTES:
+                archive.write(file["path"], sorted_name(row[1], row[0], taken))
+    pictures.sort()
+    yield (
+        f'<p role="status" class="say long">{html.escape(words)}</p>',
+        gr.DownloadButton(value=str(folder / "answers.csv"), visible=True),
+        gr.DownloadButton(value=str(folder / "sorted.zip"), visible=True),
+        gr.Dropdown(["All", *labels], value="All", visible=len(labels) > 1),
+        thumbnail_figures("All", pictures),
+        gr.Accordion(visible=True),
+        rows,
+        pictures,
+    )
+
+
+def thumbnail_figures(label: str, pictures: list[tuple]) -> str:
+    """Return pictures, each as confidence, file, label and name, in HTML: those of a label, or All."""
+    figures = [
+        f'<figure><img alt="" loading="lazy" src="gradio_api/file={quote(file)}"><figcaption>'
+        f"{html.escape(f'{found} {percent(share)}: {name}')}</figcaption></figure>"
+        for share, file, found, name in pictures
+        if label in ("All", found)
+    ]
+    return f'<h2 class="say long">The least sure first</h2><div class="thumbnails">{"".join(figures)}</div>'
+
+
+def count_answers(rows: list[list]) -> tuple[str, list[str]]:
+    """Return a sentence on rows of file, label, confidence and note, and the labels in them, the most frequent first."""
+    labels = Counter(row[1] for row in rows if row[1]).most_common()
+    counts = [f"{number} {label}" for label, number in labels]
+    if unread := sum(not row[1] for row in rows):
+        counts.append(f"{unread} could not be read")
+    doubtful = sum(row[2] is not None and row[2] < SURE for row in rows)
+    words = f"{len(rows)} photo{'s' * (len(rows) != 1)}: {', '.join(counts)}; {doubtful} of them less than {percent(SURE)} sure."
+    return words, [label for label, _ in labels]
+
+
+def write_rows(opened, rows: list[list]) -> None:
+    """Write rows of file, label, confidence and note as CSV."""
+    # A spreadsheet would run a name such as =1+1.jpg as a formula.
+    plain = [[f"'{name}" if name.startswith(("=", "+", "-", "@")) else name, *others] for name, *others in rows]
+    csv.writer(opened).writerows([HEADERS, *plain])
+
+
+def sorted_name(label: str, name: str, taken: set[str]) -> str:
+    """Return the path of a photo in a folder named by its label, another one than those taken."""
+    folder = re.sub(r'[\\/:*?"<>|]', "_", label).strip(". ") or "_"
+    number, wanted = 1, f"{folder}/{Path(name).name}"
+    while wanted.casefold() in taken:
+        number += 1
+        wanted = f"{folder}/{number} {Path(name).name}"
+    taken.add(wanted.casefold())
+    return wanted
 
 
 def about() -> str:
@@ -759,100 +1122,337 @@ def about() -> str:
     lines = []
     for one in models():
         repo_id = MODELS[one["name"]].partition("@")[0]
-        name = one["model"] if Path(repo_id).is_dir() else f"[{one['model']}](https://huggingface.co/{repo_id})"
-        lines.append(
-            f"- `{one['name']}` is {name}{'' if one['loaded'] else ', which is not loaded yet'}. {one['measured']}"
-        )
-    space = os.environ.get("SPACE_ID")
-    readme = f"[The README](https://huggingface.co/spaces/{space}/blob/main/README.md)" if space else "The README"
-    return ABOUT.format(models="\n".join(lines), readme=readme, remembered=REMEMBERED)
+        link = f"card/{one['name']}" if Path(repo_id).is_dir() else f"https://huggingface.co/{repo_id}"
+        labels = f"It answers {', '.join(one['labels'][:10])}{' and more' * (len(one['labels']) > 10)}."
+        told = f"{labels} {one['measured']} {one['limits']}" if one["loaded"] else "It is not loaded yet."
+        lines.append(f"- `{one['name']}` is [{one['model']}]({link}). {told}")
+    imagenet = any(len(ready.labels) == IMAGENET for ready in READY.values())
+    return ABOUT.format(models="\n".join(lines), imagenet=IMAGENET_WORDS * imagenet, remembered=REMEMBERED)
 
 
-with gr.Blocks(title="Cat, dog or neither?", analytics_enabled=False) as demo:
-    gr.Markdown(INTRODUCTION)
-    model = gr.Dropdown(list(MODELS), value="mobilenet", label="Model", visible=len(MODELS) > 1)
-    with gr.Tab("Classify"):
-        with gr.Row():
-            photo = gr.Image(label="Photo", sources=SOURCES, height=360)
-            with gr.Column():
-                label = gr.Label(EMPTY, label="Answer", elem_classes="answer")
-                detail = gr.Markdown(min_height=48)
-                why = gr.Button("Why?")
-        heatmap = gr.ImageSlider(
-            label="What the answer rests on",
-            type="pil",
-            slider_position=10,
-            elem_classes="heatmap",
-            buttons=["download"],
-            visible=False,
-            max_height=420,
-        )
-        legend = gr.Markdown(label="Legend")
-        shows = gr.Textbox(label="What it shows", visible=False)
-        gr.Examples(
-            [[str(EXAMPLES / name), words] for name, words in SHOWN.items()],
-            [photo, shows],
-            label="Photos to try",
-            cache_examples=False,
-        )
-    with gr.Tab("Compare", visible=len(MODELS) > 1):
-        both = gr.Image(label="Photo for both models", sources=SOURCES, height=360)
-        agreement = gr.Markdown(label="In words")
-        with gr.Row():
-            opinions = [gr.Label(EMPTY, label=name, elem_classes="answer") for name in MODELS]
+def show_first(request: gr.Request) -> Iterator[tuple]:
+    """Yield what a page shows that was just opened, and the answer to the photo that its address names, if it does."""
+    named, nothing = request.query_params, (gr.skip(),) * len(shown)
+    wanted = [str(file) for file, _ in example_files() if file.stem == named.get("example")]
+    name = named.get("model") if named.get("model") in MODELS else "mobilenet"
+    # Who was quick has a photo there already.
+    first = heading(), example_buttons(example_files()), name if "model" in named else gr.skip(), about()
+    yield *first, *nothing
+    for found in show({"path": wanted[0]}, name) if wanted else []:
+        yield *first, *found
+
+
+with gr.Blocks(title=page_title(), analytics_enabled=False) as demo:
+    head = gr.HTML(heading(), elem_classes="head")
+    # The photo that was answered last, as the box may show it tinted. Not a gr.State: for one, every client would hold a
+    # connection, and a script in Node would not end.
+    asked = gr.JSON(visible=False)
+    with gr.Tab("One photo"), gr.Row(equal_height=False):
+        with gr.Column(min_width=320):
+            photo = gr.Image(
+                label="Photo",
+                show_label=False,
+                sources=["upload", "webcam", "clipboard"],
+                height=400,
+                elem_classes="photo",
+                buttons=["fullscreen"],
+            )
+            examples = gr.HTML(example_buttons(example_files()), js_on_load=CHOOSE)
+        with gr.Column(min_width=320):
+            verdict = gr.HTML(NOTHING, elem_classes="verdict")
+            with gr.Row():
+                why = gr.Button("Why?", interactive=False, min_width=120)
+                other = gr.Button("Ask the other model", interactive=False, visible=len(MODELS) > 1, min_width=120)
+            legend, second = gr.HTML(), gr.HTML()
+            model = gr.Dropdown(list(MODELS), value="mobilenet", label="Model", info=INFO, visible=len(MODELS) > 1)
     with gr.Tab("Many photos"):
-        files = gr.File(label=f"Photos, {MAX_FILES} at most", file_count="multiple", height=200)
+        kinds = ["image", ".heic", ".heif", ".tif", ".tiff", ".avif"]
+        files = gr.File(
+            label=f"Photos, {MAX_FILES} at most",
+            file_count="multiple",
+            file_types=kinds,
+            height=180,
+            elem_classes="files",
+        )
         with gr.Row():
-            folder = gr.UploadButton("Choose a folder", file_count="directory")
+            folder = gr.Button("Choose a folder")
             classify = gr.Button("Classify", variant="primary")
-            download = gr.DownloadButton("Download the answers as CSV", interactive=False)
-        table = gr.Dataframe(
-            headers=HEADERS,
-            datatype=["str", "str", "number", "str"],
-            label="Answers",
-            interactive=False,
-            show_search="filter",
-            buttons=["fullscreen"],
-            visible=False,
-            wrap=True,
-            column_widths=["180px", "90px", "110px", "280px"],
-        )
-        thumbnails = gr.Gallery(
-            label="By answer",
-            height="auto",
-            object_fit="contain",
-            interactive=False,
-            elem_classes="thumbnails",
-            visible=False,
-        )
+        summary = gr.HTML()
+        with gr.Row():
+            table_file = gr.DownloadButton("Download the answers as CSV", visible=False)
+            sorted_file = gr.DownloadButton("Download the photos, sorted into folders", visible=False)
+            only = gr.Dropdown(["All"], label="Show", visible=False)
+        thumbnails = gr.HTML()
+        with gr.Accordion("As a table", open=False, visible=False) as as_table:
+            table = gr.Dataframe(
+                headers=HEADERS,
+                datatype=["str", "str", "number", "str"],
+                label="Answers",
+                interactive=False,
+                show_search="filter",
+                wrap=True,
+            )
+        pictures = gr.JSON(visible=False)
     with gr.Tab("About") as about_tab:
-        text = gr.Markdown()
+        text = gr.Markdown(elem_id="about")
+    links = " ".join(f'<a href="{address}">{words}</a>' for words, address in LINKS)
+    gr.HTML(f'<nav class="links" aria-label="About this page">{links}</nav>')
 
     # The functions open photos themselves: gradio's own loader would fail on a damaged one before they could say why.
     raw = {"preprocess": False}
     api = gr.Button(visible=False)  # the endpoints for programs; their texts are the functions' docstrings
     api.click(predict, [photo, model], gr.JSON(label="Answer", visible=False), api_name="predict", **raw)
     api.click(predict_batch, [files, model], table, api_name="predict_batch", **raw)
-    api.click(explain, [photo, model], [heatmap, legend], api_name="explain", **raw)
+    picture = gr.Image(label="What the answer rests on", visible=False)
+    api.click(explain, [photo, model], [picture, gr.Textbox(label="Legend", visible=False)], api_name="explain", **raw)
+    opinions = [gr.JSON(label=name, visible=False) for name in MODELS]
+    agreement = gr.Textbox(label="In words", visible=False)
+    api.click(compare, photo, [*opinions, agreement], api_name="compare", **raw)
     gr.api(models, api_name="models")
-    if len(MODELS) > 1:
-        api.click(compare, photo, [*opinions, agreement], api_name="compare", **raw)
 
     page = {"api_visibility": "private", **raw}
     at_once = {**page, "queue": False}  # what costs nothing takes no place from those who wait for an answer
-    gr.on([demo.load, about_tab.select], about, None, text, show_progress="hidden", **at_once)
-    new = [photo.change, model.change]
-    gr.on(new, page_answer, [photo, model], [label, detail], **page)
-    gr.on(new, lambda: (gr.ImageSlider(None, visible=False), ""), None, [heatmap, legend], **at_once)
-    explained = why.click(explain, [photo, model], [heatmap, legend], **page)
-    explained.success(lambda: gr.ImageSlider(visible=True), None, heatmap, **at_once)
-    folder.upload(lambda chosen: [file["path"] for file in chosen], folder, files, **at_once)
-    classify.click(page_batch, [files, model], [table, thumbnails, download], show_progress_on=files, **page)
+    shown = [photo, verdict, why, other, legend, second, asked]
+    demo.load(show_first, None, [head, examples, model, text, *shown], show_progress="hidden", **page)
+    about_tab.select(about, None, text, show_progress="hidden", **at_once)
+    gr.on([photo.input, photo.clear], show, [photo, model], shown, show_progress="hidden", **page)
+    examples.select(show_example, model, shown, show_progress="hidden", **page)
+    model.input(show, [asked, model], shown, show_progress="hidden", **page)
+    why.click(show_why, [asked, model], [photo, legend], show_progress_on=legend, **page)
+    other.click(show_other, [asked, model], second, **page)
+    folder.click(None, js=CHOOSE_FOLDER, **at_once)
+    results = [summary, table_file, sorted_file, only, thumbnails, as_table, table, pictures]
+    classify.click(show_many, [files, model], results, show_progress_on=summary, **page)
+    only.input(thumbnail_figures, [only, pictures], thumbnails, **at_once)
 
-    if len(MODELS) > 1:
-        asked = [both, *opinions, agreement]
-        both.input(compare, both, asked[1:], **page)
-        both.clear(lambda: [EMPTY] * len(MODELS) + [""], None, asked[1:], **at_once)
+
+LANES = ThreadPoolExecutor(CORES)  # that look at photos for /api/predict and for agents
+IN_LANE = set()  # their calls, those that wait too
+
+
+def too_many() -> bool:
+    """Return whether a call must come again later: MAX_WAITING wait for LANES, or the app is about to stop."""
+    return len(IN_LANE) >= MAX_WAITING + CORES or demo._queue.max_size == 0
+
+
+async def in_lane(function: Callable, *arguments):
+    """Return what a function returns that one of LANES calls; whoever is cancelled leaves the line."""
+    call = LANES.submit(function, *arguments)
+    IN_LANE.add(call)
+    try:
+        return await asyncio.wrap_future(call)
+    finally:
+        call.cancel()
+        IN_LANE.discard(call)
+
+
+def refuse(status: int, words: str = "") -> JSONResponse:
+    """Return an answer that says in one sentence why there is no other."""
+    words = words or REFUSALS.get(status, REFUSALS[400])
+    return JSONResponse({"error": words, "detail": words}, status, {"Retry-After": "5"} if status == 503 else None)
+
+
+async def api_predict(request) -> JSONResponse:
+    """Answer POST /api/predict, a photo as the body or in a form, with labels and scores, like Hugging Face's API."""
+    model, top = request.query_params.get("model", "mobilenet"), request.query_params.get("top", "1000")
+    if model not in MODELS:
+        return refuse(400, f"There is no such model. Choose {' or '.join(MODELS)}.")
+    if not (top.isdecimal() and len(top) < 9 and int(top)):
+        return refuse(400, "top must be a number of labels, 1 or more.")
+    kind = request.headers.get("content-type", "").partition(";")[0]
+    if kind == "multipart/form-data":
+        async with request.form(max_files=1, max_fields=10) as form:
+            files = [value for value in form.values() if not isinstance(value, str)]
+            content = await files[0].read() if files else b""
+    elif kind in ("application/json", "text/plain"):
+        return refuse(415)
+    else:
+        content = await request.body()
+    if not content:
+        return refuse(400, "There is no photo in this call: send it as the body, or as a file in a form.")
+
+    def look() -> JSONResponse:
+        try:
+            opened = open_photo(io.BytesIO(content))
+        except gr.Error as error:
+            return refuse(415, error.message)
+        try:
+            found, _ = answer(opened, model)
+        except gr.Error as error:
+            return refuse(503, error.message)
+        likeliest = sorted(found.items(), key=lambda one: -one[1])[: int(top)]
+        return JSONResponse([{"label": label, "score": score} for label, score in likeliest])
+
+    async def leave() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    if too_many():
+        return refuse(503)
+    answered, left = asyncio.ensure_future(in_lane(look)), asyncio.ensure_future(leave())
+    await asyncio.wait({answered, left}, return_when=asyncio.FIRST_COMPLETED)
+    left.cancel()
+    if not answered.done():  # a client that hangs up takes no place from those who wait
+        answered.cancel()
+        return refuse(503)
+    return answered.result()
+
+
+async def api_health(request) -> JSONResponse:
+    """Answer GET /api/health, for programs that watch over the server: which models are ready, or why not."""
+    state = {name: "ready" if name in READY else FAILED.get(name, "not loaded yet") for name in MODELS}
+    return JSONResponse({"status": "ok", "models": state})
+
+
+PHOTO = {
+    "type": "string",
+    "description": "The photo: a data URL (data:image/jpeg;base64,...); or what this app's POST /gradio_api/upload returned "
+    "for it (curl -F files=@photo.jpg); or a public http(s) address.",
+}
+MODEL = {"type": "string", "enum": list(MODELS), "default": "mobilenet", "description": INFO}
+# What agents find: the title of each tool, what answers it, and its arguments.
+TOOLS = {
+    "predict": ("Classify a photo", predict, {"image": PHOTO, "model": MODEL}),
+    "predict_batch": (
+        "Classify many photos",
+        predict_batch,
+        {"files": {"type": "array", "items": PHOTO, "maxItems": MAX_FILES}, "model": MODEL},
+    ),
+    "compare": ("Ask all models about a photo", compare, {"image": PHOTO}),
+    "explain": ("Show what an answer rests on", explain, {"image": PHOTO, "model": MODEL}),
+    "models": ("List the models", models, {}),
+}
+agents = Server("cat-dog-neither", version="2")
+
+
+@agents.list_tools()
+async def list_tools() -> list[Tool]:
+    """Return what agents may call."""
+    found = []
+    for name, (title, function, properties) in TOOLS.items():
+        needed = [key for key in properties if key != "model"]
+        words = f"{function.__doc__.partition(chr(10))[0]} {PHOTO['description']}" if needed else function.__doc__
+        schema = {"type": "object", "properties": properties, "required": needed}
+        safe = ToolAnnotations(title=title, readOnlyHint=True)
+        found.append(Tool(name=name, title=title, description=words, inputSchema=schema, annotations=safe))
+    return found
+
+
+@agents.call_tool(validate_input=False)  # whose words repeat what was sent
+async def call_tool(name: str, arguments: dict) -> list[TextContent | ImageContent]:
+    """Return the answer of a tool as JSON, or a picture and its legend.
+
+    Raises:
+        ValueError: with the reason, if there is none; the agent reads it.
+    """
+    if name not in TOOLS or too_many():
+        raise ValueError(BUSY if name in TOOLS else f"There is no such tool. Choose {', '.join(TOOLS)}.")
+    return await in_lane(run_tool, name, arguments)
+
+
+def run_tool(name: str, arguments: dict) -> list[TextContent | ImageContent]:
+    """Return `call_tool`."""
+    _, function, properties = TOOLS[name]
+    given = {key: arguments[key] for key in properties if key in arguments}
+    if "image" in properties:
+        given["image"] = {"path": given.get("image")}
+    if "files" in properties:
+        files = given.get("files")
+        given["files"] = [{"path": one} for one in files] if isinstance(files, list) else None
+    try:
+        found = function(**given)
+        if name == "predict_batch":
+            found = [dict(zip(HEADERS, row, strict=True)) for row in list(found)[-1]]
+    except gr.Error as error:
+        raise ValueError(error.message) from error
+    if name != "explain":
+        return [TextContent(type="text", text=json.dumps(found))]
+    file = io.BytesIO()
+    found[0].save(file, "JPEG")
+    data = base64.b64encode(file.getvalue()).decode()
+    return [ImageContent(type="image", data=data, mimeType="image/jpeg"), TextContent(type="text", text=found[1])]
+
+
+def guarded(app: Callable) -> Callable:
+    """Return the ASGI app with a limit on what a call may send, headers for browsers, and words for what goes wrong."""
+
+    async def call(scope, receive, send):
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        received, started = 0, False
+
+        async def limited():
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if scope["path"].endswith("/upload"):
+                if shutil.disk_usage(UPLOADS.parent).free < FREE_BYTES:
+                    raise HTTPException(507)
+            elif received > MAX_BODY:
+                raise HTTPException(413)
+            return message
+
+        async def with_headers(message):
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                # gradio sends those of the request back with a part of a file.
+                message["headers"] = [
+                    one for one in message["headers"] if one not in scope["headers"] or one[0].startswith(b"content-")
+                ]
+                # A browser must not take a file for a page because it looks like one, nor tell others where it was.
+                headers = MutableHeaders(scope=message)
+                headers.update({"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"})
+            await send(message)
+
+        try:
+            if "/file=http" in scope["path"]:
+                raise HTTPException(403)  # other sites are not fetched for anybody
+            body = limited
+            if scope["method"] == "POST" and scope["path"].startswith(("/gradio_api/call/", "/gradio_api/queue/join")):
+                body = await mark_addresses(limited)
+            await app(scope, body, with_headers)
+        except HTTPException as error:
+            await refuse(error.status_code)(scope, receive, with_headers)
+        except ClientDisconnect:
+            pass
+        except Exception:  # noqa: BLE001 - gradio and FastAPI stumble over malformed headers and forms
+            traceback.print_exc()
+            if not started:
+                await refuse(400)(scope, receive, with_headers)
+
+    return call
+
+
+async def mark_addresses(receive: Callable) -> Callable:
+    """Return what delivers a call's body with ADDRESS before what stands as a photo and was not uploaded here.
+
+    Raises:
+        HTTPException: 400, if it is not JSON.
+    """
+    content, more = b"", True
+    while more:
+        message = await receive()
+        content += message.get("body", b"")
+        more = message.get("more_body", False)
+
+    def mark(one: dict) -> dict:
+        path = one.get("path") or one.get("url")
+        if not isinstance(path, str) or path.startswith("data:"):
+            return one
+        path = path if path.startswith(str(UPLOADS)) else ADDRESS + quote(path, safe="")
+        return {"meta": {"_type": "gradio.FileData"}, **one, "path": path}
+
+    try:
+        messages = [{"type": "http.request", "body": json.dumps(json.loads(content, object_hook=mark)).encode()}]
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400) from error
+
+    async def deliver():
+        return messages.pop() if messages else await receive()
+
+    return deliver
 
 
 def background() -> None:
@@ -873,62 +1473,60 @@ def background() -> None:
             names.clear()
 
 
-def guarded(app: Callable) -> Callable:
-    """Return the ASGI app with a limit on what a call may send, and with headers for browsers; it fetches no addresses."""
-
-    async def call(scope, receive, send):
-        if scope["type"] != "http":
-            return await app(scope, receive, send)
-        if "/file=http" in scope["path"]:
-            return await JSONResponse({"detail": "Other sites are not fetched."}, 403)(scope, receive, send)
-        received = 0
-
-        async def limited():
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if scope["path"].endswith("/upload"):
-                if shutil.disk_usage(UPLOADS.parent).free < FREE_BYTES:
-                    raise HTTPException(507, "The server has no room for more photos. Try again in an hour.")
-            elif received > MAX_BODY:
-                raise HTTPException(413, f"A call may have {MAX_BODY // 1_000_000} MB. Upload the photo instead.")
-            return message
-
-        async def with_headers(message):
-            if message["type"] == "http.response.start":
-                # A browser must not take a file for a page because it looks like one, nor tell others where it was.
-                headers = MutableHeaders(scope=message)
-                headers.update({"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"})
-            await send(message)
-
-        return await app(scope, limited, with_headers)
-
-    return call
-
-
 def launch() -> None:
     """Put the page up, and load the models behind it."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(
+        server,
+    ):  # a new one each time: if the start takes more than 5 seconds, gradio tries the next port
+        server.state.tools = StreamableHTTPSessionManager(agents, json_response=True, stateless=True)
+        async with server.state.tools.run():
+            yield
+
+    async def tools(scope, receive, send):
+        await scope["app"].state.tools.handle_request(scope, receive, send)
+
+    def card(request):
+        ready = READY.get(request.path_params["model"])
+        file = ready.folder / "README.md" if ready else Path()
+        return FileResponse(file, media_type="text/plain") if file.is_file() else refuse(404)
+
+    async def schema(request):  # where the Hub and gradio's own page look for the tools
+        seen = {"mcp_type": "tool", "file_data_present": True}
+        return JSONResponse([{**tool.model_dump(exclude_none=True), "meta": seen} for tool in await list_tools()])
+
+    def refused(request, error):
+        return refuse(error.status_code)
+
+    UPLOADS.mkdir(parents=True, exist_ok=True)
     # Every call through the queue, which is bounded.
     demo.queue(max_size=MAX_WAITING, api_open=False).launch(
         theme=THEME,
         css=CSS,
-        js=JS,
-        footer_links=["api", "gradio"],
+        head=HEAD.format(title=html.escape(page_title()), host=os.environ.get("SPACE_HOST", "127.0.0.1"), script=JS),
+        favicon_path=str(EXAMPLES / "favicon.png"),
+        footer_links=["api"],
         run_history=False,
         enable_monitoring=False,
-        mcp_server=True,
         prevent_thread_lock=True,
-        max_file_size="20mb",
+        max_file_size=MAX_FILE,
         state_session_capacity=100,  # each call over HTTP is a session, and gradio keeps 10,000 of 0.1 MB
         show_error=True,
         _frontend=False,  # else it asks its own page once, waits three seconds and gives up
         app_kwargs={
+            "lifespan": lifespan,
             "middleware": [Middleware(guarded)],
-            # A call that finds the queue full, or the server about to stop; and what programs ask that watch over it.
-            "exception_handlers": {
-                503: lambda request, error: JSONResponse({"detail": BUSY}, 503, {"Retry-After": "5"})
-            },
-            "routes": [Route("/healthz", lambda request: JSONResponse({"status": "ok", "loaded": list(READY)}))],
+            "exception_handlers": {HTTPException: refused, RequestValidationError: lambda request, error: refuse(422)},
+            "routes": [
+                Route("/api/predict", api_predict, methods=["POST"]),
+                Route("/api/health", api_health),
+                Route("/card/{model}", card),
+                Route("/picture", lambda request: FileResponse(EXAMPLES / "page.png")),
+                Route("/source", lambda request: FileResponse(__file__, media_type="text/plain")),
+                Route("/gradio_api/mcp/schema", schema),
+                Mount("/gradio_api/mcp", tools),
+            ],
         },
     )
     threading.Thread(target=background, daemon=True).start()  # after the page is up
@@ -955,5 +1553,67 @@ def serve() -> int:
     return 130 if received[0] == signal.SIGINT else 0
 
 
+def classify_paths(*, paths: list[Path], table: Path | None, model: str, sort_into: Path | None) -> int:
+    """Classify files and all that lies in folders; return how many were answered.
+
+    Args:
+        table: new file for the rows of file, label, confidence and note; None prints them.
+        sort_into: new folder, in which each answered photo is copied into a folder named by its label.
+
+    Raises:
+        gr.Error: with one sentence, if a path is missing, an output is there already, or the model cannot be loaded.
+    """
+    files = []
+    for path in paths:
+        if not path.exists():
+            raise refusal(f"There is no {path}.")
+        inside = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+        files += inside if path.is_dir() else [path]
+    if not files:
+        raise refusal(f"There are no files in {paths[0]}.")
+    for output in (table, sort_into):
+        if output and (output.exists() or not output.parent.is_dir()):
+            why = "is there already" if output.exists() else "would lie in a folder that is not there"
+            raise refusal(f"{output} {why}. Name another place.")
+    classifier(model)
+    rows, taken = [], set()
+    with tempfile.TemporaryDirectory(dir=sort_into.parent if sort_into else None, prefix=".sort") as scratch:
+        with tqdm(total=len(files), unit=" photos") as bar:
+            for found in classify_files(files, model):
+                for row, _ in found:
+                    rows.append(row)
+                    if row[1] and sort_into:
+                        place = Path(scratch, "sorted", sorted_name(row[1], row[0], taken))
+                        place.parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(row[0], place)
+                    if not row[1]:
+                        bar.write(f"{row[0]}: {row[3]}", file=sys.stderr)
+                bar.update(len(found))
+        if taken:
+            Path(scratch, "sorted").rename(sort_into)
+    with table.open("w", encoding="utf-8", newline="") if table else contextlib.nullcontext(sys.stdout) as opened:
+        write_rows(opened, rows)
+    print(count_answers(rows)[0], file=sys.stderr)
+    return sum(bool(row[1]) for row in rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve, or classify the files of the command line; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="*", type=Path, help="photos and folders to classify; none: serve the page")
+    parser.add_argument("--csv", type=Path, dest="table", help="new file for the answers (default: they are printed)")
+    parser.add_argument("--model", choices=list(MODELS), default="mobilenet")
+    parser.add_argument("--sort_into", "--sort-into", type=Path, help="new folder to copy the photos into, by label")
+    arguments = parser.parse_args(argv)
+    if not arguments.paths:
+        return serve()
+    try:
+        return 0 if classify_paths(**vars(arguments)) else 1
+    except gr.Error as error:
+        sys.exit(f"app.py: {error.message}")
+
+
 if __name__ == "__main__":
-    os._exit(serve())  # not sys.exit, which would wait for a download that may take hours
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # not sys.exit, which would wait for a download that may take hours

@@ -1,6 +1,7 @@
 """Timings and accuracy, run by hand.
 
-    python tests/benchmark.py prep --image_path images --label_path labels.csv
+    pip install cleanvision && python tests/benchmark.py prep --image_path images --label_path labels.csv
+    python tests/benchmark.py rows --image_path images
     python tests/benchmark.py train --data_path dataset
     python tests/benchmark.py options --data_path dataset --teacher efficientnet_lite0
     python tests/benchmark.py serve --image_path full_size
@@ -58,6 +59,16 @@ dataset = dataset.remove_columns("whole").train_test_split(0.3, stratify_by_colu
 dataset.save_to_disk(sys.argv[2])
 """
 
+CLEANVISION = (
+    """
+import sys
+from cleanvision import Imagelab
+lab = Imagelab(data_path=sys.argv[1])
+lab.find_issues()
+"""
+    + IMAGEFOLDER
+)
+
 
 def measured(command: list) -> tuple[float, float]:
     """Return the seconds and the peak MB (10^6 bytes) of a command; its children's memory counts as one's own maximum."""
@@ -94,7 +105,7 @@ def labelled_files(image_path: Path, label_path: Path) -> list[tuple[Path, str]]
 
 
 def prep(image_path: Path, label_path: Path) -> None:
-    """prep.py with 2,000 and with 20,000 photos; decoding alone; datasets' imagefolder with a map that decodes."""
+    """prep.py with 2,000 and with 20,000 photos; decoding alone; cleanvision, and datasets' imagefolder with a map."""
     photos = labelled_files(image_path, label_path)
     # Mixed, so that 2,000 of them have every class: real tables are often sorted.
     photos = [photos[index * 7919 % len(photos)] for index in range(len(photos))][:20_000]
@@ -114,6 +125,7 @@ def prep(image_path: Path, label_path: Path) -> None:
                 "prep.py": [ROOT / "prep.py", *command],
                 "decoding alone, parallel": ["-c", DECODE, files],
                 "imagefolder + map + split": ["-c", IMAGEFOLDER, folders, Path(scratch, f"b{count}")],
+                "cleanvision, then imagefolder": ["-c", CLEANVISION, folders, Path(scratch, f"c{count}")],
             }
             for name, words in alternatives.items():
                 seconds, memory = found[name, count] = measured(words)
@@ -135,6 +147,36 @@ def prep(image_path: Path, label_path: Path) -> None:
             ("photos/s past the start, against decoding alone", f"{steady / decode:.2f}"),
         ],
     )
+
+
+def rows(image_path: Path, most: int) -> None:
+    """prep.py with 10,000, 100,000 and 1,000,000 rows of 1,000 folders: hard links to small copies of photos."""
+    from PIL import Image
+
+    found = []
+    with tempfile.TemporaryDirectory(dir=image_path.parent) as scratch:
+        small = Path(scratch, "small")
+        small.mkdir()
+        for file in sorted(image_path.glob("*.jpg"))[:5000]:
+            with contextlib.suppress(OSError), Image.open(file) as image:
+                image.convert("RGB").resize((64, 64)).save(small / file.name)
+        files = sorted(small.iterdir())
+        for count in (10_000, 100_000, 1_000_000):
+            if count > most:
+                break
+            folder, labels = Path(scratch, f"folders{count}"), Path(scratch, f"{count}.csv")
+            with labels.open("w") as table_of_rows:
+                table_of_rows.write("file,label\n")
+                for number in range(count):
+                    place = folder / f"{number % 1000:03d}"
+                    place.mkdir(parents=True, exist_ok=True)
+                    os.link(files[number % len(files)], place / f"{number}.jpg")
+                    table_of_rows.write(f"{place.name}/{number}.jpg,class {number % len(files) % 100}\n")
+            command = ["--image_path", folder, "--label_path", labels, "--dst_path", Path(scratch, f"out{count}")]
+            seconds, memory = measured([ROOT / "prep.py", *command])
+            found.append((count, f"{seconds:.1f}", f"{count / seconds:.0f}", f"{memory:.0f}"))
+            shutil.rmtree(folder)
+    table(("rows", "s", "rows/s", "peak MB"), found)
 
 
 BARE_LOOP = """
@@ -283,6 +325,16 @@ if kind == "pipeline":
     import transformers
     ask = transformers.pipeline("image-classification", model=folder)
     found = ms(photos, **{"transformers.pipeline": lambda data: ask(Image.open(io.BytesIO(data)))})
+elif kind == "callers":
+    import app
+    app.classifier("mobilenet")
+    single = lambda data: app.answers([app.open_photo(io.BytesIO(data))], "mobilenet")
+    found = {}
+    for callers in (1, 8, 32):
+        with ThreadPoolExecutor(callers) as pool:
+            start = time.perf_counter()
+            list(pool.map(single, photos))
+            found[callers] = len(photos) / (time.perf_counter() - start)
 else:
     import app
     app.UPLOADS = app.Path(files[0]).parent
@@ -316,6 +368,29 @@ with gr.Blocks(analytics_enabled=False) as demo:
     photo, model, label = gr.Image(type="pil"), gr.Dropdown(["mobilenet", "vit"], value="mobilenet"), gr.Label()
     gr.Button().click(predict, [photo, model], label, api_name="predict")
 demo.launch()
+"""
+
+# Callers in a process of their own, each with a connection that it keeps: address, how many, photos.
+CALLERS = """
+import socket, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+address, callers = urlsplit(sys.argv[1]), int(sys.argv[2])
+photos = [open(file, "rb").read() for file in sys.argv[3:]]
+head = f"POST {address.path} HTTP/1.1\\r\\nHost: x\\r\\nContent-Type: image/jpeg\\r\\nContent-Length: "
+requests = [f"{head}{len(photo)}\\r\\n\\r\\n".encode() + photo for photo in photos]
+def call(requests):
+    connection = socket.create_connection((address.hostname, address.port))
+    for request in requests:
+        connection.sendall(request)
+        answer = b""
+        while not answer.endswith(b"]"):
+            answer += connection.recv(65536)
+        assert b" 200 " in answer[:20], answer
+start = time.perf_counter()
+with ThreadPoolExecutor(callers) as pool:
+    list(pool.map(call, (requests[caller::callers] for caller in range(callers))))
+print("found", len(photos) / (time.perf_counter() - start))
 """
 
 PIPELINE_SERVER = """
@@ -387,12 +462,46 @@ def serve(image_path: Path) -> None:
             "FastAPI and transformers.pipeline": over_http(photos, Path(scratch, "pipeline"), MODEL=shipped),
             "gradio, constant answer": over_http(photos, Path(scratch, "constant")),
         }
+        callers_table(photos, scratch, shipped)
+    print()
     other = measures["app.py, one model"]
     rows = [
         (what, *(f"{one:.4g} ({one / two:.2f})" for one, two in zip(found, other, strict=True)))
         for what, found in measures.items()
     ]
     table(("(against the first)", "ms, median", "calls/s, 8 callers", "s to page", "s to answer", "peak MB"), rows)
+
+
+def callers_table(photos: list[Path], scratch: str, shipped: str) -> None:
+    """Print photos/s of /api/predict, of decoding and the model without HTTP, and of FastAPI around a pipeline."""
+    from conftest import app_process
+    from PIL import Image
+
+    new = []  # no photo twice, so no answer comes from memory
+    for number in range(3 * len(photos)):
+        with Image.open(photos[number % len(photos)]) as photo:
+            new.append(Path(scratch, f"{number}.jpg"))
+            photo.crop((number // len(photos), 0, *photo.size)).convert("RGB").save(new[-1], quality=92)
+
+    def rates(folder: Path, path: str, **environment) -> list[float]:
+        with app_process(folder, HF_HUB_OFFLINE="1", **environment) as (_, url):
+            printed([sys.executable, "-c", CALLERS, url + path, 1, ROOT / "examples" / "cat-chelsea.jpg"])
+            parts = [new[start : start + len(photos)] for start in range(0, len(new), len(photos))]
+            commands = [
+                [sys.executable, "-c", CALLERS, url + path, callers, *part]
+                for callers, part in zip((1, 8, 32), parts, strict=True)
+            ]
+            return [float(printed(command).split("found ")[1]) for command in commands]
+
+    ours = rates(ROOT, "/api/predict", VIT_MODEL="none")
+    command = [sys.executable, "-c", ENGINE, ROOT, shipped, "callers", os.cpu_count(), *photos]
+    bare = list(json.loads(printed(command).split("found ")[1]).values())
+    others = rates(Path(scratch, "pipeline"), "/predict", MODEL=shipped)
+    rows = [
+        (callers, f"{one:.0f}", f"{two:.0f} ({one / two:.2f})", f"{three:.0f} ({one / three:.1f})")
+        for callers, one, two, three in zip((1, 8, 32), ours, bare, others, strict=True)
+    ]
+    table(("callers", "photos/s of /api/predict", "without HTTP (ratio)", "FastAPI and pipeline (ratio)"), rows)
 
 
 def over_http(photos: list[Path], folder: Path, **environment) -> tuple[float, ...]:
@@ -613,16 +722,15 @@ def fuzz(minutes: float) -> None:
     images.mkdir()
     with Image.open(next(ROOT.glob("examples/cat-*.jpg"))) as photo:
         odd_files(images, photo.convert("RGB").resize((48, 36)))
-    names = prep.files_by_name(images)
+    files = prep.list_files(images.resolve(), images.resolve())
 
     def read_photo(case: Path) -> None:
         assert app.open_photo(case).mode == "RGB"
 
     def read_csv(case: Path) -> None:
         with contextlib.redirect_stdout(None):
-            rows, _ = prep.rows_to_check(names, case, None, None)
-        for name, label in zip(rows["name"], rows["label"], strict=True):
-            prep.located(name, label, images.resolve(), names)
+            raw, encoding = prep.read_list(case, None, files)
+            prep.locate(prep.choose_columns(raw, files, encoding, None, None, None, None), files)
 
     header = 'image_name;label\ncut.jpg;Cat\n"whole.png";Dog\n../x.jpg;Cat\nhttp://a/b.jpg;Dog\n;\nä.jpg;Ä\n'
     csvs = [
@@ -668,6 +776,10 @@ def main() -> None:
         command.add_argument("--image_path", type=Path, required=True)
         command.add_argument("--label_path", type=Path, required=True, help="CSV with columns image_name and label")
         command.set_defaults(job=job)
+    command = commands.add_parser("rows", help=rows.__doc__)
+    command.add_argument("--image_path", type=Path, required=True)
+    command.add_argument("--most", type=int, default=1_000_000, help="the largest table")
+    command.set_defaults(job=rows)
     command = commands.add_parser("serve", help=serve.__doc__)
     command.add_argument("--image_path", type=Path, required=True, help="folder of JPEG photos, as users have them")
     command.set_defaults(job=serve)

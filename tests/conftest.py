@@ -1,7 +1,7 @@
 """What the tests share: drawn photos, tiny models, the scripts, the app in a thread, a Hub, a real browser.
 
 Command lines are called in this process (`call`); a program is started (`run_program`, `app_process`) only where the
-program is the point. All tests that need the app or a browser go to one worker, so both are started once.
+program is the point. A worker starts the app and the browser once.
 """
 
 import base64
@@ -92,7 +92,7 @@ def call(script: str, *arguments) -> subprocess.CompletedProcess:
     code = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            module.main([*map(str, arguments)])
+            code = module.main([*map(str, arguments)]) or 0
         except SystemExit as stop:
             code = stop.code
             if isinstance(code, str):
@@ -111,11 +111,11 @@ def run_program(script: str, *arguments, cwd: Path | None = None, **environment)
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Send the tests of the app and of the browser to one worker, and start with the longest of the others."""
-    items.sort(key=lambda item: "as_pasted" not in item.name)
+    """Send those tests of a file that need the app or the browser to one worker, and start with the longest."""
+    items.sort(key=lambda item: ("as_pasted" not in item.name, "test_page" not in item.nodeid))
     for item in items:
         if {"app_url", "browser"} & set(item.fixturenames):
-            item.add_marker(pytest.mark.xdist_group("app"))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +157,7 @@ def tiny_vit(tmp_path_factory) -> Path:
 
 
 @contextlib.contextmanager
-def app_process(folder: Path = ROOT, arguments: tuple = ("app.py",), **environment):
+def app_process(folder: Path = ROOT, arguments: tuple = ("app.py",), page: str = "/", **environment):
     """Start `python app.py` in a folder, wait for its page, yield the process and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -171,7 +171,7 @@ def app_process(folder: Path = ROOT, arguments: tuple = ("app.py",), **environme
         for _ in range(600):
             assert process.poll() is None, "app.py stopped before its page was up"
             with contextlib.suppress(OSError):
-                urllib.request.urlopen(url, timeout=5).close()
+                urllib.request.urlopen(url + page, timeout=5).close()
                 break
             time.sleep(0.2)
         yield process, url

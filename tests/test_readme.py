@@ -82,23 +82,29 @@ def test_prep_finetune_and_the_page_work_as_pasted(scripts, tiny_vit, monkeypatc
 @pytest.mark.parametrize(
     ("language", "words", "expected"),
     [
+        ("python", "InferenceClient(", "label='Dog', score=0.9"),
         ("python", "Client(", "Dog ["),
-        ("javascript", "Client.connect(", "Dog"),
-        ("bash", "curl", '[{"label": "Neither"'),
+        ("python", "ClientSession(", '{"label": "Cat"'),
+        ("javascript", "fetch(", "label: 'Dog'"),
+        ("bash", "curl", '[{"label":"Neither"'),
     ],
 )
 def test_the_client_calls_work_as_pasted(app_url, scripts, language, words, expected):
-    code = next(code for kind, code in BLOCKS if kind == language and words in code).replace(
-        "http://127.0.0.1:7860", app_url
-    )
-    if language == "python":
-        (scripts / "call.py").write_text(code)
-        code = "python call.py"
-    if language == "javascript":
-        (scripts / "call.mjs").write_text(code)
-        code = "npm install --no-audit --no-fund @gradio/client@2 && node call.mjs"
+    code = next(code for kind, code in BLOCKS if kind == language and re.search(rf"\b{re.escape(words)}", code))
+    code = code.replace("http://127.0.0.1:7860", app_url)
+    if language != "bash":
+        file = "call.py" if language == "python" else "call.mjs"
+        (scripts / file).write_text(code)
+        code = f"{'python' if language == 'python' else 'node'} {file}"
     result = shell(code, scripts)
     assert result.returncode == 0 and expected in result.stdout, result.stderr
+
+
+def test_the_page_less_command_works_as_pasted(scripts):
+    command = next(command for command in COMMANDS if command.startswith("python app.py "))
+    result = shell(command, scripts)
+    assert result.returncode == 0 and (scripts / "sorted" / "Dog" / "dog-red.jpg").is_file(), result.stderr
+    assert "dog-red.jpg,Dog" in (scripts / "answers.csv").read_text()
 
 
 def test_the_docstrings_commands_name_flags_that_exist():

@@ -161,11 +161,10 @@ def load_splits(data_path: str):
     """
     from datasets import ClassLabel, load_dataset, load_from_disk
 
+    advice = f"Prepare it first: python prep.py --image_path {shlex.quote(data_path)} --dst_path dataset"
     if Path(data_path).is_dir():
         if not (Path(data_path) / "dataset_dict.json").is_file():
-            raise ValueError(
-                f"--data_path {data_path} is a folder, but not one that prep.py wrote: it has no dataset_dict.json."
-            )
+            raise ValueError(f"--data_path {data_path} is a folder, but not one that prep.py wrote. {advice}")
         splits = load_from_disk(data_path)
     else:
         try:
@@ -176,12 +175,10 @@ def load_splits(data_path: str):
             ) from error
     for split in SPLITS:
         if split not in splits:
-            raise ValueError(
-                f"--data_path {data_path} has no split {split!r}; it has: {', '.join(splits)}. Run prep.py to make all three."
-            )
+            raise ValueError(f"--data_path {data_path} has no split {split!r}; it has: {', '.join(splits)}. {advice}")
     if not isinstance(splits["train"].features.get("label"), ClassLabel) or "image" not in splits["train"].features:
         raise ValueError(
-            f"--data_path {data_path} needs a column 'image' and a column 'label' of type ClassLabel. Run prep.py to make them."
+            f"--data_path {data_path} needs a column 'image' and a column 'label' of type ClassLabel. {advice}"
         )
     return splits
 

@@ -20,6 +20,7 @@ import torchvision
 from conftest import call, call_endpoint, data_url, run_program, share, write_photos
 from datasets import load_from_disk
 from huggingface_hub import ModelCard
+from odd_files import stored
 from PIL import Image
 from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
@@ -75,7 +76,7 @@ def probabilities_by_timm(source, files) -> list[dict[str, float]]:
 
 def probabilities_by_app(source, files, put_behind) -> list[dict[str, float]]:
     put_behind(mobilenet=source)
-    return [app.answer(app.rgb(Image.open(file)), "mobilenet")[0] for file in files]
+    return [app.answer(app.open_photo(file), "mobilenet")[0] for file in files]
 
 
 def farthest(found: list[dict], expected: list[dict]) -> float:
@@ -555,7 +556,7 @@ def test_features_without_a_classifier_are_taken_and_one_line_says_what_is_new(t
         (["--weights", "nothing.safetensors"], "--weights nothing.safetensors is neither DEFAULT, none, nor"),
         (["--weights", "WRONG"], "is not a mobilenet_v3_small"),
         (["--data_path", "nowhere"], "--data_path nowhere is neither a folder nor a dataset"),
-        (["--data_path", "."], "not one that prep.py wrote"),
+        (["--data_path", "."], "wrote. Prepare it first: python prep.py --image_path . --dst_path dataset"),
         (["--epochs", "0"], "--epochs 0 must be greater than 0"),
         (["--model_name", "alexnet"], "--model_name alexnet is neither a name of torchvision nor an image classifier"),
         (["--model_name", "them/vit", "--weights", "x.safetensors"], "give its folder to --model_name"),
@@ -712,4 +713,4 @@ def test_the_network_is_given_the_same_numbers_in_training_and_in_the_app(checkp
 def test_transparent_parts_of_a_photo_are_white():
     photo = Image.new("RGBA", (2, 1), (200, 0, 0, 255))
     photo.putpixel((0, 0), (0, 0, 0, 0))
-    assert list(app.rgb(photo).getdata()) == [(255, 255, 255), (200, 0, 0)]
+    assert list(app.open_photo(io.BytesIO(stored(photo, "PNG"))).getdata()) == [(255, 255, 255), (200, 0, 0)]

@@ -380,10 +380,10 @@ def test_flags_with_hyphens_work_and_help_names_every_flag_with_its_default():
     [
         (None, ["--test_size", "1.5"], "--test_size 1.5 is neither a share"),
         (None, ["--label_path", "nothing.csv"], "--label_path nothing.csv is not a file"),
-        ("name,kind\na.jpg,Cat\n", [], "Give --image_column, one of: name, kind"),
+        ("shot,kind\na,Cat\n", [], "Give --image_column, one of: shot, kind"),
         ("image_name,label\nCat0.jpg,Cat\n", [], "two classes or more"),
-        ("", [], "cannot be read as a CSV"),
-        ("+tree.jpg,Tree\n", [], "Class 'Tree' has 1 usable photo"),
+        ("", [], "it has no rows. It may be a CSV"),
+        ("+tree.jpg,Tree\n", [], "These have fewer: 'Tree' (1)"),
         (None, ["--test_size", "0.01"], "test split would hold no photo of class"),
         (None, ["--test_size", "36"], "--test_size 36 cannot be met: there are 36"),
         (None, ["--test_size", "20", "--validation_size", "16"], "--validation_size 16 cannot be met: there are 16"),
@@ -392,14 +392,13 @@ def test_flags_with_hyphens_work_and_help_names_every_flag_with_its_default():
         (
             None,
             ["--image_column", "photo"],
-            "--image_column photo: the CSV has no such column; it has: image_name, label",
+            "--image_column photo: there is no such column; there are: image_name, label",
         ),
         (None, ["--image_size", "0"], "--image_size 0 must be 1 or more"),
         (None, ["--push_to_hub", "you/pets"], "hf auth login"),
-        ("Cat0.jpg,Cat\nDog0.jpg,Dog\n", [], "Put column names above it"),
         ("image_name\nCat0.jpg\n", [], "Which column holds the labels?"),
         ("image_name,a,b\nCat0.jpg,1,2\n", [], "Give --label_column, one of: image_name, a, b"),
-        ('image_name,label\nCat0.jpg,"Cat\n', [], "cannot be read as a CSV"),
+        ('image_name,label\nCat0.jpg,"Cat\n', [], "in line 2 a quote does not end its cell"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing_behind(tmp_path, logged_out, change, more, words):
@@ -411,6 +410,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(tmp_path, logged_ou
     result = call("prep.py", *flags(tmp_path, *more))
     assert result.returncode != 0 and words in result.stderr and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("prep.py: error: ")
+    (tmp_path / "dataset.dropped.csv").unlink(missing_ok=True)  # what was found, where photos were looked at
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -454,7 +454,7 @@ def checking(folder):
 
 
 def test_a_killed_run_leaves_no_dataset_and_no_process_and_the_next_one_says_so_and_succeeds(tmp_path):
-    write_photos(tmp_path, each=150)
+    write_photos(tmp_path, each=600)
     with checking(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)  # until the last process that could write is gone
@@ -462,7 +462,7 @@ def test_a_killed_run_leaves_no_dataset_and_no_process_and_the_next_one_says_so_
     assert partial.exists() and not (tmp_path / "dataset").exists()
     output, dataset = prepare(tmp_path)
     assert "Found the unfinished dataset of a run that was stopped" in output
-    assert sum(part.num_rows for part in dataset.values()) == 450 and not partial.exists()
+    assert sum(part.num_rows for part in dataset.values()) == 1800 and not partial.exists()
 
 
 def test_a_dataset_whose_replacement_was_killed_comes_back(tmp_path):
@@ -480,7 +480,7 @@ def test_a_damaged_utf_16_csv_is_refused_in_one_sentence(tmp_path):
     for damaged in (whole[:-1], whole[:42] + b"\x00\xdc" + whole[44:]):
         (tmp_path / "labels.csv").write_bytes(damaged)
         result = call("prep.py", *flags(tmp_path))
-        assert result.returncode == 1 and "begins as UTF-16 text, but is damaged" in result.stderr
+        assert result.returncode == 1 and "cannot be read as utf-16" in result.stderr
         assert "Traceback" not in result.stderr and not (tmp_path / "dataset").exists()
 
 
@@ -498,7 +498,7 @@ def test_an_iphones_photos_are_jpeg_in_the_dataset_and_equal_copies_are_found(tm
 
 
 def test_control_c_says_so_in_one_line_and_leaves_nothing(tmp_path):
-    write_photos(tmp_path, each=150)
+    write_photos(tmp_path, each=600)
     with checking(tmp_path) as process:
         process.send_signal(signal.SIGINT)
         stderr = process.communicate(timeout=60)[1].decode()
@@ -508,7 +508,7 @@ def test_control_c_says_so_in_one_line_and_leaves_nothing(tmp_path):
 
 
 def test_a_killed_process_that_checks_photos_stops_the_run_with_one_sentence(tmp_path):
-    write_photos(tmp_path, each=150)
+    write_photos(tmp_path, each=600)
     with checking(tmp_path) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
@@ -564,3 +564,15 @@ def test_a_refusal_ends_the_push_in_words_and_the_dataset_stays(hub, tmp_path):
         result = call("prep.py", *flags(tmp_path, "--overwrite", "--push_to_hub", "you/pets"))
         assert result.returncode == 1 and "the Hub did not take it" in result.stderr.splitlines()[-1]
         assert load_from_disk(str(tmp_path / "dataset")) and hub.commits["datasets/you/pets"] == [{}]
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+    images, labels = write_photos(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        f"import multiprocessing, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "multiprocessing.set_start_method('spawn', force=True)\nfrom prep import prepare\n"
+        f"prepare(image_path={str(images)!r}, label_path={str(labels)!r}, dst_path='out', num_proc=2)\n"
+    )
+    result = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1 and 'under if __name__ == "__main__"' in result.stderr
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "labels.csv", "mine.py"]

@@ -106,7 +106,16 @@ def labelled_files(image_path: Path, label_path: Path) -> list[tuple[Path, str]]
 
 def prep(image_path: Path, label_path: Path) -> None:
     """prep.py with 2,000 and with 20,000 photos; decoding alone; cleanvision, and datasets' imagefolder with a map."""
-    photos = labelled_files(image_path, label_path)
+    from PIL import Image
+
+    def is_whole(file: Path) -> bool:
+        with contextlib.suppress(OSError), Image.open(file) as photo:
+            photo.load()
+            return True
+        return False
+
+    # cleanvision ends at the first damaged photo.
+    photos = [(file, label) for file, label in labelled_files(image_path, label_path) if is_whole(file)]
     # Mixed, so that 2,000 of them have every class: real tables are often sorted.
     photos = [photos[index * 7919 % len(photos)] for index in range(len(photos))][:20_000]
     rows, found = [], {}

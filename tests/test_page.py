@@ -43,6 +43,7 @@ def page(browser, app_url, request):
     page.on("request", lambda asked: None if local(asked.url, app_url) else complaints.append(asked.url))
     page.goto(app_url)
     expect(page.get_by_role("heading", name="Cat, dog or neither?")).to_be_visible()
+    page.wait_for_load_state("networkidle")  # before, a click may be lost on a busy machine
     yield page
     page.close()
     assert not complaints

@@ -22,8 +22,10 @@ import gc
 import hashlib
 import html
 import io
+import itertools
 import json
 import os
+import queue
 import re
 import shutil
 import signal
@@ -31,7 +33,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 import warnings
 import zipfile
 from collections import Counter
@@ -46,8 +47,6 @@ from urllib.parse import quote, unquote, urljoin
 UPLOADS = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir(), f"cat-dog-neither-{os.getpid()}").resolve()
 # The second, or gradio makes a table of all calls so far after each call.
 os.environ |= {"GRADIO_TEMP_DIR": str(UPLOADS), "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(2**62)}
-# Before an address or path that a client gives for a photo: gradio would fetch it without a limit, or tell of the server.
-ADDRESS = f"{UPLOADS}/address="
 gc.disable()  # nothing that is imported becomes garbage; looking for it takes a fifth of the start
 
 import gradio as gr  # which reads them when it is imported
@@ -64,7 +63,6 @@ from safehttpx import AsyncSecureTransport, async_validate_url
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse
 from starlette.routing import Mount, Route
 from tqdm import tqdm
@@ -80,12 +78,9 @@ gc.enable()
 CORES = cpu_count()  # that a container allows
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 OURS = str(EXAMPLES / "mobilenet_v3_small")
-MODELS = {
-    "mobilenet": os.environ.get("MOBILENET_MODEL") or OURS,
-    "vit": os.environ.get("VIT_MODEL") or "google/vit-base-patch16-224",
-}
-if MODELS["vit"] == "none":
-    del MODELS["vit"]
+MODELS = {"mobilenet": os.environ.get("MOBILENET_MODEL") or OURS}
+if os.environ.get("VIT_MODEL") != "none":
+    MODELS["vit"] = os.environ.get("VIT_MODEL") or "google/vit-base-patch16-224"
 PET_LABELS = ["Cat", "Dog", "Neither"]
 # The answer of a model that has no "Neither", where it is less sure than it is of photos like its own.
 UNSURE = "Not sure"
@@ -99,7 +94,7 @@ PET_SHARES, PET_TEMPERATURE = (0.2, 0.2, 0.6), 0.7
 # Pillow's other formats are rarely looked after; JPEG includes MPO. HEIF is what iPhones write as .heic.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 register_heif_opener()
-BROWSERS_SHOW = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"}
+BROWSERS_SHOW = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
 MAX_PIXELS = 89_000_000  # above it a small file can fill the memory; Pillow's own warning starts just above
 ENOUGH = 448  # pixels of a photo's shorter side, twice what the models look at; larger ones are reduced first
 MAX_FILE = 20_000_000  # bytes of a photo that is uploaded or fetched
@@ -107,9 +102,7 @@ MAX_BODY = 28_000_000  # bytes of a call that is no upload: such a photo as a da
 MAX_FILES = 500
 BATCH_SIZE = 16
 FETCH_SECONDS = 10
-LOAD_SECONDS = (
-    20  # that a call waits for a model which somebody else loads, not to keep those who ask the other from it
-)
+LOAD_SECONDS = 20  # that a call waits for a model which is being loaded; those who ask the other need its place
 REMEMBERED = 1000  # answers, so that the same photo need not be looked at again
 SMALL_NETWORK = 50_000_000  # bytes; it has no work for two threads, so each looks at a photo of its own
 CONVERTED = 4  # models that stay on disk as OpenVINO wants them, so that the next start is shorter
@@ -120,43 +113,14 @@ KEEP_SECONDS = 3600  # how old uploads and results may be when they are looked t
 MAX_WAITING = 32  # calls in a queue; a ViT of 0.25 s a photo answers as many in 8 s
 FREE_BYTES = 200_000_000  # of the disk, which uploads leave free
 LAST_SECONDS = 6  # that running predictions get when the server is to stop
-BUSY = "The app is busy. Try again in a few seconds."
-# What a call is told that cannot be answered, by the status of the answer: never what it sent, or what failed in here.
-REFUSALS = {
-    400: "This request cannot be read. See the README, or /gradio_api/info, for what a call looks like.",
-    403: "This is not for others to read.",
-    404: "There is nothing at this address. The page is at /, and photos are taken by POST /api/predict.",
-    405: "This address does not take that method. Send photos by POST.",
-    413: f"This is too large. A photo may have {MAX_FILE // 10**6} MB, and a call {MAX_BODY // 10**6} MB.",
-    415: "This is not a kind of content that is taken here. Send the photo itself, or a form with it.",
-    422: "This call does not have the form that /gradio_api/info describes.",
-    503: BUSY,
-    507: "The server has no room for more photos. Try again in an hour.",
-}
-# The photos of examples/, and what each shows.
-SHOWN = {
-    "cat-chelsea.jpg": "A cat, close up",
-    "cat-profile.jpg": "A cat from the side",
-    "dog-grey.jpg": "A grey dog",
-    "dog-porch.jpg": "A dog, a bicycle and a car",
-    "dog-red.jpg": "A red dog",
-    "neither-coffee.jpg": "A cup of coffee",
-}
 HEADERS = ["file", "label", "confidence", "note"]
-
-
-def refusal(message: str) -> gr.Error:
-    """Return an error for the caller to read, which is not logged."""
-    return gr.Error(message, print_exception=False)
+Refusal = functools.partial(gr.Error, print_exception=False)  # words for the caller; they are not logged
 
 
 def open_photo(file) -> Image.Image:
     """Return the photo of a path or binary file upright and in RGB, transparent parts white, as in finetune.py.
 
-    A large one is reduced.
-
-    Raises:
-        gr.Error: if it is not a photo, or damaged, or too large.
+    A large one is reduced. Raises gr.Error if it is not a photo, or damaged, or too large.
     """
     try:
         # Not by its name: Pillow 12.3 would map an uncompressed TIFF into memory, and garble it if it is to be turned.
@@ -165,7 +129,7 @@ def open_photo(file) -> Image.Image:
             Image.open(opened, formats=IMAGE_FORMATS) as image,
         ):
             if image.width * image.height > MAX_PIXELS:
-                raise refusal(f"The photo has more than {MAX_PIXELS // 10**6} million pixels. Make it smaller first.")
+                raise Refusal(f"The photo has more than {MAX_PIXELS // 10**6} million pixels. Make it smaller first.")
             image.draft("RGB", (ENOUGH, ENOUGH))  # a JPEG file can be decoded at a half, a quarter or an eighth
             photo = ImageOps.exif_transpose(image)
             if photo.mode.startswith("I"):
@@ -178,15 +142,11 @@ def open_photo(file) -> Image.Image:
         raise
     except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything for a damaged file
         formats = "a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC file"
-        raise refusal(f"This file cannot be read as a photo. Use {formats} that opens elsewhere.") from error
+        raise Refusal(f"This file cannot be read as a photo. Use {formats} that opens elsewhere.") from error
 
 
 async def fetch(address: str) -> bytes:
-    """Return what lies at a public address; the hosts of its redirects must be public as well.
-
-    Raises:
-        Exception: of httpx, safehttpx or asyncio, if it cannot be fetched.
-    """
+    """Return what lies at a public address; raise one of many errors if it, or one that it leads to, is not public."""
     async with asyncio.timeout(FETCH_SECONDS):
         for _ in range(5):
             transport = AsyncSecureTransport(await async_validate_url(httpx.URL(address).host))
@@ -203,36 +163,52 @@ async def fetch(address: str) -> bytes:
     raise ValueError("too many redirects")
 
 
-def open_upload(upload: dict | None) -> Image.Image:
-    """Return the photo that stands in a call as `path` or `url`: an upload, an example, a data URL, a public address.
+# Before an address or path that a client gives for a photo: gradio would fetch it without a limit, or tell of the server.
+ADDRESS = f"{UPLOADS}/address="
 
-    Raises:
-        gr.Error: as `open_photo`, and if there is none, or if it names another file of this server.
+
+def mark_address(sent: dict) -> dict:
+    """Return an object of a call's JSON with ADDRESS before what stands as a photo and was not uploaded here."""
+    path = sent.get("path") or sent.get("url")
+    if not isinstance(path, str) or path.startswith("data:"):
+        return sent
+    path = path if path.startswith(str(UPLOADS)) else ADDRESS + quote(path, safe="")
+    return {"meta": {"_type": "gradio.FileData"}, **sent, "path": path}
+
+
+def sent_path(upload: dict | None) -> str:
+    """Return what a call gives for a photo: a path, an address or a data URL; "" if it gives none."""
+    path = (upload or {}).get("path") or (upload or {}).get("url")
+    if not isinstance(path, str) or "\0" in path:
+        return ""
+    return unquote(path.removeprefix(ADDRESS)) if path.startswith(ADDRESS) else path
+
+
+def open_upload(upload: dict | None) -> Image.Image:
+    """Return the photo of a call: an upload, an example, a data URL, a public address.
+
+    Raises gr.Error as `open_photo`, and if there is none, or if it is another file of this server.
     """
-    name = (upload or {}).get("path") or (upload or {}).get("url")
-    if not isinstance(name, str) or "\0" in name:
-        raise refusal("Upload a photo first.")
-    if name.startswith("data:"):
+    sent = sent_path(upload)
+    if not sent:
+        raise Refusal("Upload a photo first.")
+    if sent.startswith("data:"):
         try:
-            content = base64.b64decode(name.partition(";base64,")[2], validate=True)
+            content = base64.b64decode(sent.partition(";base64,")[2], validate=True)
         except ValueError as error:
-            raise refusal("The photo's data URL is not valid base64.") from error
+            raise Refusal("The photo's data URL is not valid base64.") from error
         return open_photo(io.BytesIO(content))
-    if name.startswith(ADDRESS):
-        name = unquote(name.removeprefix(ADDRESS))
-    _, upload_address, rest = name.partition("/gradio_api/file=")
-    path = Path(unquote(rest) if upload_address else name).resolve()
-    if path.is_relative_to(UPLOADS) or path in dict(example_files()):
+    _, upload_address, rest = sent.partition("/gradio_api/file=")
+    path = Path(unquote(rest) if upload_address else sent).resolve()
+    if path.is_relative_to(UPLOADS) or path in example_files():
         return open_photo(path)
-    if not name.startswith(("http://", "https://")):
-        raise refusal("Upload the photo first; a path on the server is not taken.")
+    if not sent.startswith(("http://", "https://")):
+        raise Refusal("Upload the photo first; a path on the server is not taken.")
     try:
-        content = asyncio.run(fetch(name))
+        content = asyncio.run(fetch(sent))
     except Exception as error:  # noqa: BLE001 - a stranger's server does as it likes
-        limits = f"{MAX_FILE // 10**6} MB that come within {FETCH_SECONDS} seconds"
-        raise refusal(
-            f"No photo can be fetched from there: it must be a public address, and at most {limits}."
-        ) from error
+        limits = f"at most {MAX_FILE // 10**6} MB that come within {FETCH_SECONDS} seconds"
+        raise Refusal(f"No photo can be fetched from there: it must be a public address, and {limits}.") from error
     return open_photo(io.BytesIO(content))
 
 
@@ -253,8 +229,7 @@ class Classifier:
 def model_folder(source: str) -> Path:
     """Return the local folder of a model; from the Hub come onnx/model.onnx, or if there is none the safetensors files.
 
-    Raises:
-        OSError, ValueError: if it cannot be loaded.
+    Raises OSError with the reason if it cannot be loaded.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -265,13 +240,8 @@ def model_folder(source: str) -> Path:
         response = getattr(error.__cause__ or error, "response", None)
         return response is not None and (response.status_code == 429 or response.status_code >= 500)
 
-    retried = {"retry": retry_if_exception(passing), "wait": wait_exponential_jitter(max=8)}
-
-    @retry(stop=stop_after_attempt(4), reraise=True, **retried)
-    def download(revision: str | None, weights: str) -> Path:
-        wanted = ["*.json", "README.md", *(f"examples/*{ending}" for ending in BROWSERS_SHOW), weights]
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted))
-
+    repeat = {"retry": retry_if_exception(passing), "wait": wait_exponential_jitter(max=8), "reraise": True}
+    download = retry(stop=stop_after_attempt(4), **repeat)(snapshot_download)
     repo_id, _, revision = source.partition("@")
     reasons = {
         errors.LocalEntryNotFoundError: "the Hub cannot be reached, and there is no copy in the cache",
@@ -279,10 +249,11 @@ def model_folder(source: str) -> Path:
         errors.RepositoryNotFoundError: "the Hub has no such model, or it is private and HF_TOKEN may not read it",
         errors.HFValidationError: "it is neither a folder nor a Hub id",
     }
+    wanted = ["*.json", "README.md", "examples/*.jp*g"]
     try:
-        folder = download(revision or None, "onnx/model.onnx")
+        folder = Path(download(repo_id, revision=revision or None, allow_patterns=[*wanted, "onnx/model.onnx"]))
         if has_cuda() or not (folder / "onnx" / "model.onnx").is_file():
-            folder = download(folder.name, "*.safetensors")
+            download(repo_id, revision=folder.name, allow_patterns=[*wanted, "*.safetensors"])
         return folder
     except tuple(reasons) as error:
         raise OSError(next(words for kind, words in reasons.items() if isinstance(error, kind))) from error
@@ -297,72 +268,33 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def read_labels(folder: Path, config: dict) -> list[str]:
-    """Return the labels of a model in the order of its outputs.
-
-    Raises:
-        ValueError: if they are not numbered from 0 on, or two are the same.
-    """
-    if "id2label" not in config:
-        from transformers import AutoConfig
-
-        config = {"id2label": AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label}
-    labels = {int(index): label for index, label in config["id2label"].items()}
-    if sorted(labels) != list(range(len(labels))):
-        raise ValueError("id2label in its config.json does not number the labels from 0 on")
-    if len(set(labels.values())) < len(labels) != IMAGENET:  # there, two are cranes
-        raise ValueError("id2label in its config.json gives two outputs the same label")
-    return [labels[index] for index in range(len(labels))]
-
-
-def preprocessing(folder: Path, config: dict) -> Callable[[list[Image.Image]], np.ndarray]:
+def preprocessing(folder: Path) -> Callable[[list[Image.Image]], np.ndarray]:
     """Return the function from photos to pixel values (N, 3, height, width) that a model's folder asks for.
 
-    The usual two, a photo squashed to a size and timm's with a crop, need no transformers; they equal its Pillow backend.
+    The usual one, which squashes a photo to a size, needs no transformers; it equals its Pillow backend.
     """
     file = folder / "preprocessor_config.json"
     asked = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if asked.get("image_processor_type", "").startswith("ViT") and "height" in asked["size"]:
-        size, crop = (asked["size"]["width"], asked["size"]["height"]), None
-        resample, mean, std = asked["resample"], asked["image_mean"], asked["image_std"]
-    elif not asked and "pretrained_cfg" in config:
-        seen = config["pretrained_cfg"]
-        size, mean, std = tuple(seen["input_size"][:0:-1]), seen["mean"], seen["std"]
-        resample = Image.Resampling[seen["interpolation"].upper()]
-        crop = None if seen.get("crop_mode") == "squash" else seen.get("crop_pct", 0.875)
-    else:
+    if not asked.get("image_processor_type", "").startswith("ViT") or "height" not in asked["size"]:
         from transformers import AutoImageProcessor
 
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
-        return lambda photos: np.stack(processor(photos, return_tensors="np")["pixel_values"])
-    factor = (1 / 255 / np.asarray(std)).astype(np.float32).reshape(3, 1, 1)
-    shift = (-np.asarray(mean) / np.asarray(std)).astype(np.float32).reshape(3, 1, 1)
-
-    def scale(photo: Image.Image) -> Image.Image:
-        if crop is None:
-            return photo.resize(size, resample)
-        side = int(size[0] / crop)
-        share = side / min(photo.size)
-        larger = photo.resize([side if edge == min(photo.size) else int(edge * share) for edge in photo.size], resample)
-        left, top = (round((edge - wanted) / 2) for edge, wanted in zip(larger.size, size, strict=True))
-        return larger.crop((left, top, left + size[0], top + size[1]))
+        return lambda photos: np.asarray(processor(photos, return_tensors="pt")["pixel_values"])
+    size = asked["size"]["width"], asked["size"]["height"]
+    mean, std = (np.float32(asked[name]).reshape(3, 1, 1) for name in ("image_mean", "image_std"))
 
     def pixels(photos: list[Image.Image]) -> np.ndarray:
-        batch = np.stack([channel for photo in photos for channel in scale(photo).split()], dtype=np.float32)
-        batch = batch.reshape(len(photos), 3, *batch.shape[1:])
-        batch *= factor
-        batch += shift
+        channels = [one for photo in photos for one in photo.resize(size, asked["resample"]).split()]
+        batch = np.stack(channels, dtype=np.float32).reshape(len(photos), 3, *size[::-1])
+        batch *= 1 / 255 / std
+        batch -= mean / std
         return batch
 
     return pixels
 
 
 def check_onnx(file: Path) -> None:
-    """Make sure that an ONNX file is whole in itself.
-
-    Raises:
-        ValueError: if it is damaged, takes data from other files, or needs operators of somebody's own.
-    """
+    """Raise ValueError if an ONNX file is damaged, takes data from other files, or needs operators of somebody's own."""
     import onnx
 
     try:
@@ -379,10 +311,9 @@ def check_onnx(file: Path) -> None:
 
 
 def transformers_module(folder: Path):
-    """Return the image classifier as a module from pixel values to logits.
+    """Return the image classifier as a torch module from pixel values to logits.
 
-    Raises:
-        OSError, ValueError: if its weights are not in safetensors files, or not exactly those that its config.json asks for.
+    Raises OSError or ValueError if its weights are not in safetensors files, or not those that its config.json asks for.
     """
     import torch
     from safetensors import SafetensorError
@@ -414,9 +345,10 @@ def convert(folder: Path, example: np.ndarray, kept: Path):
     import torch
 
     torch.set_num_threads(1)  # once it is converted, torch only stands in the way of OpenVINO's threads
+    shape = [-1, *example.shape[1:]]
     with warnings.catch_warnings(action="ignore"):  # torch's, about the tracing that openvino does
         model = openvino.convert_model(
-            transformers_module(folder), example_input=torch.from_numpy(example), input=[-1, *example.shape[1:]]
+            transformers_module(folder), example_input=torch.from_numpy(example), input=shape
         )
     with contextlib.suppress(OSError, RuntimeError):  # of a disk that is full or may not be written
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -467,16 +399,16 @@ def compile_model(folder: Path, revision: str, example: np.ndarray) -> Callable[
             network = openvino.compile_model(kept / "model.xml", "CPU", options)
         except RuntimeError:  # there is none, or it is damaged
             network = openvino.compile_model(convert(folder, example, kept), "CPU", options)
-    idle = []  # requests, of which each is in one thread at a time
+    requests = queue.SimpleQueue()  # which are kept, as making one takes a tenth of an answer's time
+    for _ in range(CORES):
+        requests.put(network.create_infer_request())
 
     def on_cpu(pixel_values: np.ndarray) -> np.ndarray:
-        with contextlib.suppress(IndexError):
-            request = None
-            request = idle.pop()
-        request = request or network.create_infer_request()
-        found = request.infer([pixel_values], share_inputs=True)[0]
-        idle.append(request)
-        return found
+        request = requests.get()
+        try:
+            return request.infer([pixel_values], share_inputs=True)[0]
+        finally:
+            requests.put(request)
 
     return on_cpu
 
@@ -485,24 +417,27 @@ BUILDING = threading.Lock()  # neither transformers' lazy imports nor torch's tr
 
 
 def load_classifier(source: str) -> Classifier:
-    """Return the model of a Hub id, `id@revision` or folder.
-
-    Raises:
-        OSError, ValueError: with the reason, if it cannot be loaded.
-    """
+    """Return the model of a Hub id, `id@revision` or folder; raise OSError or ValueError with the reason if it cannot."""
     folder = model_folder(source)  # not under the lock: one model's download must not hold up the other
     with BUILDING:
         if not (folder / "config.json").is_file():
             raise OSError("there is no config.json, so it is not a model that transformers knows")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("its config.json holds no settings")
         # huggingface_hub names the folder of a download by its revision.
         name, revision = f"{source.partition('@')[0]}, revision {folder.name[:7]}", folder.name
         if Path(source).is_dir():
             files = sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("onnx/model.onnx")])
             name, revision = folder.name, " ".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
-        labels, pixels = read_labels(folder, config), preprocessing(folder, config)
+        if "id2label" not in config:
+            from transformers import AutoConfig
+
+            config["id2label"] = AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label
+        names = {int(index): label for index, label in config["id2label"].items()}
+        if sorted(names) != list(range(len(names))):
+            raise ValueError("id2label in its config.json does not number the labels from 0 on")
+        if len(set(names.values())) < len(names) != IMAGENET:  # there, two are cranes
+            raise ValueError("id2label in its config.json gives two outputs the same label")
+        labels, pixels = [names[index] for index in range(len(names))], preprocessing(folder)
         example = pixels([Image.new("RGB", (64, 64))])
         logits = compile_model(folder, revision, example)
         if not has_cuda():  # there, what follows would need the GPU before anybody asks
@@ -511,11 +446,10 @@ def load_classifier(source: str) -> Classifier:
                 raise ValueError(f"it has {found.shape[-1]} outputs, and its config.json names {len(labels)} labels")
             if not np.isfinite(found).all():
                 raise ValueError("its weights are not finite numbers")
-        unsure_below = config.get("unsure_below", 0.0)
-        if not (isinstance(unsure_below, int | float) and 0 <= unsure_below <= 1):
-            raise ValueError("unsure_below in its config.json is not a number from 0 to 1")
         independent = len(labels) == 1 or config.get("problem_type") == "multi_label_classification"
-        return Classifier(name, folder, revision, labels, pixels, logits, independent, unsure_below)
+        return Classifier(
+            name, folder, revision, labels, pixels, logits, independent, float(config.get("unsure_below", 0))
+        )
 
 
 READY: dict[str, Classifier] = {}
@@ -524,19 +458,16 @@ LOADING = {name: threading.Lock() for name in MODELS}
 
 
 def classifier(name: str) -> Classifier:
-    """Return the model of the dropdown, loaded once: whoever asks while it is loading waits for it a while.
+    """Return the model of the dropdown, loaded once; after a failure the next call tries again.
 
-    After a failure the next call tries again.
-
-    Raises:
-        gr.Error: with one sentence, if there is no such model, or it cannot be loaded, or that takes long.
+    Raises gr.Error if there is no such model, or it cannot be loaded, or somebody else is loading it and that takes long.
     """
     if name not in list(MODELS):
-        raise refusal(f"There is no such model. Choose {' or '.join(MODELS)}.")
+        raise Refusal(f"There is no such model. Choose {' or '.join(MODELS)}.")
     if name in READY:
         return READY[name]
     if not LOADING[name].acquire(timeout=LOAD_SECONDS):
-        raise refusal(f"The model {name} is still being loaded. Try again in a minute.")
+        raise Refusal(f"The model {name} is still being loaded. Try again in a minute.")
     try:
         if name not in READY:
             READY[name] = load_classifier(MODELS[name])
@@ -544,8 +475,9 @@ def classifier(name: str) -> Classifier:
     except Exception as error:  # noqa: BLE001 - whatever a stranger's repo does, the page and the other model go on
         words = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__  # such as "Disk full"
         FAILED[name] = f"The model {name} ({MODELS[name]}) cannot be loaded: {words.splitlines()[0].rstrip('.')}."
-        others = [f"Choose {other} instead." for other in MODELS if other != name]
-        raise refusal(" ".join([FAILED[name], *others])) from error
+        raise Refusal(
+            " ".join([FAILED[name], *(f"Choose {other} instead." for other in MODELS if other != name)])
+        ) from error
     finally:
         LOADING[name].release()
 
@@ -583,13 +515,9 @@ def pet_probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def answers(photos: list[Image.Image], model: str) -> list[tuple[dict[str, float], str]]:
-    """Return for each photo the probability of every label, and the most likely of ImageNet's 1000 classes.
+    """Return for each photo the probability of every label, and the most likely of ImageNet's 1000 classes, or "".
 
-    The probabilities sum to 1, but for a model that gives each label one of its own. The class is "" for a model that has
-    others.
-
-    Raises:
-        gr.Error: if the model cannot be loaded.
+    The probabilities sum to 1, but for a model that gives each label one of its own. Raises gr.Error if it cannot be loaded.
     """
     ready = classifier(model)
     scores = logits(model, ready.pixels(photos))
@@ -611,65 +539,19 @@ def answers(photos: list[Image.Image], model: str) -> list[tuple[dict[str, float
 
 @gr.cache(max_size=REMEMBERED, key=lambda asked: (classifier(asked["model"]).revision, asked["photo"]))
 def answer(photo: Image.Image, model: str) -> tuple[dict[str, float], str]:
-    """Return `answers` of one photo, from memory if the same model was asked before.
-
-    Raises:
-        gr.Error: if the model cannot be loaded.
-    """
+    """Return `answers` of one photo, from memory if the same model was asked before."""
     return answers([photo], model)[0]
 
 
-def ranked(found: dict[str, float], model: str) -> dict[str, str | list[dict]]:
-    """Return an answer as programs get it: the likeliest label, all of them from the likeliest on, and who says so."""
-    likeliest = sorted(found, key=found.get, reverse=True)
-    confidences = [{"label": label, "confidence": found[label]} for label in likeliest]
-    return {"label": likeliest[0], "confidences": confidences, "model": READY[model].name}
-
-
-def predict(image: dict | None, model: str = "mobilenet") -> dict[str, str | list[dict]]:
-    """Say what a photo shows, with the probability of each label and the model that was asked.
-
-    Args:
-        image: the photo.
-        model: mobilenet, which is small and quick, or vit, which is larger.
-    """
-    return ranked(answer(open_upload(image), model)[0], model)
-
-
-def predict_batch(files: list[dict] | None, model: str = "mobilenet") -> Iterator[list[list]]:
-    """Classify many photos: one row of file, label, confidence and note each. A file that is no photo says so in its note.
-
-    It is a generator, so that gradio stops it between two batches when the client has left.
-
-    Args:
-        files: the photos.
-        model: mobilenet, which is small and quick, or vit, which is larger.
-    """
-    rows = []
-    for found in classify_files(check_number(files), model):
-        rows += [row for row, _ in found]
-        yield gr.skip()
-    yield rows
-
-
-def check_number(files: list[dict] | None) -> list[dict]:
-    """Return the files of a call.
-
-    Raises:
-        gr.Error: if there are none, or too many.
-    """
-    if not files:
-        raise refusal("Choose some photos.")
-    if len(files) > MAX_FILES:
-        raise refusal(f"These are {len(files)} files; at most {MAX_FILES} go at a time. Choose fewer.")
-    return files
+def likeliest(found: dict[str, float]) -> list[str]:
+    """Return the labels of an answer, the likeliest first."""
+    return sorted(found, key=found.get, reverse=True)
 
 
 def classify_files(files: list[dict | Path], model: str) -> Iterator[list[tuple[list, Image.Image | None]]]:
     """Yield for each batch of uploads or paths a row of file, label, confidence and note each, and the photo if it is one.
 
-    Raises:
-        gr.Error: if the model cannot be loaded.
+    Raises gr.Error if the model cannot be loaded.
     """
 
     def photo_or_reason(file: dict | Path) -> Image.Image | str:
@@ -688,19 +570,55 @@ def classify_files(files: list[dict | Path], model: str) -> Iterator[list[tuple[
             photos = [photo for photo in opened if not isinstance(photo, str)]
             found, results = iter(answers(photos, model) if photos else []), []
             for file, photo in zip(batch, opened, strict=True):
-                name = str(file)
-                if isinstance(file, dict):
-                    name = str(file.get("path") or file.get("url"))
-                    name = (
-                        "photo" if name.startswith("data:") else Path(unquote(name) if ADDRESS in name else name).name
-                    )
+                sent = str(file) if isinstance(file, Path) else sent_path(file)
+                name = sent if isinstance(file, Path) else "photo" if sent.startswith("data:") else Path(sent).name
                 if isinstance(photo, str):
                     results.append(([name, "", None, photo], None))
-                    continue
-                probabilities, note = next(found)
-                label = max(probabilities, key=probabilities.get)
-                results.append(([name, label, round(probabilities[label], 4), note], photo))
+                else:
+                    probabilities, note = next(found)
+                    label = likeliest(probabilities)[0]
+                    results.append(([name, label, round(probabilities[label], 4), note], photo))
             yield results
+
+
+def ranked(photo: Image.Image, model: str) -> dict[str, str | list[dict]]:
+    """Return an answer as programs get it: the likeliest label, all of them from the likeliest on, and who says so."""
+    found, _ = answer(photo, model)
+    confidences = [{"label": label, "confidence": found[label]} for label in likeliest(found)]
+    return {"label": confidences[0]["label"], "confidences": confidences, "model": READY[model].name}
+
+
+def predict(image: dict | None, model: str = "mobilenet") -> dict[str, str | list[dict]]:
+    """Say what a photo shows, with the probability of each label and the model that was asked.
+
+    Args:
+        image: the photo.
+        model: mobilenet, which is small and quick, or vit, which is larger.
+    """
+    return ranked(open_upload(image), model)
+
+
+def predict_batch(files: list[dict] | None, model: str = "mobilenet") -> Iterator[list[list]]:
+    """Classify many photos: one row of file, label, confidence and note each. A file that is no photo says so in its note.
+
+    Args:
+        files: the photos.
+        model: mobilenet, which is small and quick, or vit, which is larger.
+    """
+    rows = []
+    for found in classify_files(check_number(files), model):
+        rows += [row for row, _ in found]
+        yield gr.skip()  # here gradio stops it if the client has left
+    yield rows
+
+
+def check_number(files: list[dict] | None) -> list[dict]:
+    """Return the files of a call. Raises gr.Error if there are none, or too many."""
+    if not files:
+        raise Refusal("Choose some photos.")
+    if len(files) > MAX_FILES:
+        raise Refusal(f"These are {len(files)} files; at most {MAX_FILES} go at a time. Choose fewer.")
+    return files
 
 
 def compare(image: dict | None) -> list[dict | str]:
@@ -712,15 +630,17 @@ def compare(image: dict | None) -> list[dict | str]:
     photo, found, said = open_upload(image), [], {}
     for model in MODELS:
         try:
-            found.append(ranked(answer(photo, model)[0], model))
-            said[model] = f"{found[-1]['label']} ({percent(found[-1]['confidences'][0]['confidence'])})"
+            found.append(ranked(photo, model))
+            said[model] = f"{model} says {found[-1]['label']} ({percent(found[-1]['confidences'][0]['confidence'])})"
         except gr.Error as error:
             found.append({"error": error.message})
-    labels = {one["label"] for one in found if "label" in one}
-    each = " and ".join(f"{model} says {words}" for model, words in said.items())
     if len(said) < 2:
-        return [*found, f"Only one model answered: {each}." if said else "No model answered."]
-    return [*found, f"Both models say {min(labels)}." if len(labels) == 1 else f"They disagree: {each}."]
+        return [*found, f"Only one model answered: {' '.join(said.values())}." if said else "No model answered."]
+    same = len({one["label"] for one in found}) == 1
+    return [
+        *found,
+        f"Both models say {found[0]['label']}." if same else f"They disagree: {' and '.join(said.values())}.",
+    ]
 
 
 def heat(photo: Image.Image, model: str) -> tuple[str, np.ndarray]:
@@ -731,7 +651,7 @@ def heat(photo: Image.Image, model: str) -> tuple[str, np.ndarray]:
     Understanding Convolutional Networks). It needs nothing but the model's answers, so it is the same for every model.
     """
     probabilities, _ = answer(photo, model)
-    label = max(probabilities, key=probabilities.get)
+    label = likeliest(probabilities)[0]
     colour = photo.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
     rows, columns = (np.linspace(0, side, CELLS + 1).round().astype(int) for side in (photo.height, photo.width))
     falls, windows = np.zeros((CELLS, CELLS)), np.zeros((CELLS, CELLS))
@@ -761,14 +681,13 @@ def explain(image: dict | None, model: str = "mobilenet") -> tuple[Image.Image, 
             f"No single part of the photo matters for {label}: with any one of them covered, the answer stays.",
         )
     share = Image.fromarray((200 * np.clip(falls / falls.max(), 0, 1)).astype(np.uint8))
-    tint = Image.composite(
-        Image.new("RGB", photo.size, TINT), photo, share.resize(photo.size, Image.Resampling.BICUBIC)
-    )
-    return tint, f"The more a part is tinted, the more the answer {label} rests on it."
+    tint = Image.new("RGB", photo.size, TINT)
+    tinted = Image.composite(tint, photo, share.resize(photo.size, Image.Resampling.BICUBIC))
+    return tinted, f"The more a part is tinted, the more the answer {label} rests on it."
 
 
 def models() -> list[dict[str, str | bool | list[str]]]:
-    """List the models: what each stands for, whether it is loaded, and then its labels, its test accuracy and its limits."""
+    """List the models: what each stands for, whether it is loaded, its labels, and then its test accuracy and its limits."""
     found = []
     for name, source in MODELS.items():
         ready = READY.get(name)
@@ -779,8 +698,8 @@ def models() -> list[dict[str, str | bool | list[str]]]:
 
 
 def shown_labels(name: str) -> list[str]:
-    """Return the labels with which a model answers; none before it is loaded."""
-    labels = READY[name].labels if name in READY else []
+    """Return the labels with which a model answers; none before it is loaded, unless it is ours."""
+    labels = READY[name].labels if name in READY else PET_LABELS * (MODELS[name] == OURS)
     return PET_LABELS if len(labels) == IMAGENET else labels
 
 
@@ -804,9 +723,8 @@ HEAD = """<meta property="og:title" content="{title}">
 <script>{script}</script>"""
 TINT = "#ff7a00"
 COLOURS = ("#0f766e", "#b45309", "#475569", "#7c3aed", "#be123c", "#1d4ed8")  # of the bars, label after label
-SUITED = "Drop a photo of a cat, a dog, or something else."
 INFO = "mobilenet: small and quick. vit: larger and slower."
-LINKS = [("API", "#api"), ("Source", "source"), ("Privacy", "#privacy")]
+LINKS = '<a href="#api">API</a> <a href="source">Source</a> <a href="#privacy">Privacy</a>'
 ABOUT = """## The models
 
 {models}
@@ -831,12 +749,9 @@ A model that knows the 1000 classes of ImageNet answers with its 5 cats, its 118
 as if of ten photos two showed a cat, two a dog and six neither. With those shares a network of this kind
 (EfficientNet-Lite2) was right about at least 95 % of each; with ImageNet's own it took most cats for "Neither".
 """
-THEME = gr.themes.Default(
-    primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono="monospace"
-)
+FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": "monospace"}  # nothing is loaded from elsewhere
 CSS = """
-.gradio-container { --quiet: #475569; --edge: #64748b; width: 100%;
-  max-width: 1120px !important; margin: 0 auto !important; }
+.gradio-container { --quiet: #475569; --edge: #64748b; width: 100%; max-width: 1120px !important; margin: 0 auto !important; }
 .html-container { padding: 0 !important; }
 .dark .gradio-container, .gradio-container.dark { --quiet: #cbd5e1; --edge: #94a3b8; }
 .head h1 { font-size: 1.8rem; font-weight: 700; margin: 0; } .head p, .quiet { color: var(--quiet); margin: 0; }
@@ -849,7 +764,7 @@ CSS = """
 .bar i { height: .9rem; border-radius: .45rem; background: linear-gradient(var(--c), var(--c)) 0 / var(--w) no-repeat;
   border: 1px solid var(--edge); }
 .examples { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: .4rem; }
-.examples button { padding: 0; margin: 0 !important; border: 2px solid var(--edge); border-radius: .5rem; overflow: hidden; cursor: pointer; }
+.examples button { margin: 0 !important; border: 2px solid var(--edge); border-radius: .5rem; overflow: hidden; cursor: pointer; }
 .examples button:focus-visible { outline: 3px solid var(--color-accent); }
 .examples img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; margin: 0 !important; }
 .thumbnails { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .6rem; }
@@ -894,8 +809,7 @@ JS = """{
   new MutationObserver(() => {
     const title = document.querySelector("h1")?.textContent;
     if (title && title !== document.title) document.title = title;
-    for (const input of document.querySelectorAll("input[type=file]"))
-      input.accept = "image/*,.heic,.heif,.tif,.tiff,.avif";
+    for (const input of document.querySelectorAll("input[type=file]")) input.accept = "image/*,.heic,.heif,.tif,.tiff,.avif";
     for (const input of document.querySelectorAll(".search-input")) input.ariaLabel = "Filter the answers";
   }).observe(document.documentElement, {childList: true, subtree: true});
 }"""
@@ -918,29 +832,24 @@ def percent(share: float) -> str:
 
 
 def verdict_card(found: dict[str, float], small: str) -> str:
-    """Return an answer as HTML: the label, how sure it is, a bar for each label, and small print.
-
-    Of more than ten labels, the five likeliest are shown at first.
-    """
-    likeliest = sorted(found, key=found.get, reverse=True)
-    place = {label: number for number, label in enumerate(found)}
+    """Return an answer as HTML: the label, how sure it is, a bar for each label (first five of many), small print."""
+    colours = dict(zip(found, itertools.cycle(COLOURS), strict=False))
     bars = [
-        f'<div class="bar"><span>{html.escape(label)}</span><i style="--w: {found[label]:.1%}; --c: '
-        f'{COLOURS[place[label] % len(COLOURS)]}"></i><b>{html.escape(percent(found[label]))}</b></div>'
-        for label in likeliest
+        f'<div class="bar"><span>{html.escape(label)}</span><i style="--w: {found[label]:.1%}; --c: {colours[label]}"></i>'
+        f"<b>{html.escape(percent(found[label]))}</b></div>"
+        for label in likeliest(found)
     ]
     if len(bars) > 10:
         bars[5:] = ["<details><summary>Show all</summary>", *bars[5:], "</details>"]
-    label, share = likeliest[0], found[likeliest[0]]
-    sure = "Very sure" if share >= SURE else "Fairly sure" if share >= 0.7 else "Hard to tell"
-    long = " long" * (len(label) > 24)
+    label = likeliest(found)[0]
+    sure = "Very sure" if found[label] >= SURE else "Fairly sure" if found[label] >= 0.7 else "Hard to tell"
     return (
-        f'<div role="status"><p class="say{long}">{html.escape(label)}</p><p class="sure">{sure}: '
-        f'{html.escape(percent(share))}</p>{"".join(bars)}<p class="quiet">{html.escape(small)}</p></div>'
+        f'<div role="status"><p class="say{" long" * (len(label) > 24)}">{html.escape(label)}</p><p class="sure">{sure}: '
+        f'{html.escape(percent(found[label]))}</p>{"".join(bars)}<p class="quiet">{html.escape(small)}</p></div>'
     )
 
 
-def note(head: str, words: str) -> str:
+def note(head: str, words: str = "") -> str:
     """Return HTML that stands where an answer would."""
     return f'<div role="status"><p class="say long">{html.escape(head)}</p><p>{html.escape(words)}</p></div>'
 
@@ -950,35 +859,34 @@ NOTHING = note("No photo yet", "The answer appears here: what the photo shows, a
 
 def page_title() -> str:
     """Return the title of the page: TITLE, or a question made of the first model's labels, or the model's name."""
-    labels = PET_LABELS if MODELS["mobilenet"] == OURS else shown_labels("mobilenet")
+    labels = [label.lower() if label[1:].islower() else label for label in shown_labels("mobilenet")]
     if os.environ.get("TITLE") or not 1 < len(labels) <= 4:
         return os.environ.get("TITLE") or Path(MODELS["mobilenet"]).name
-    plain = [label.lower() if label[1:].islower() else label for label in labels]
-    return f"{plain[0][0].upper()}{', '.join(plain[:-1])[1:]} or {plain[-1]}?"
+    question = f"{', '.join(labels[:-1])} or {labels[-1]}?"
+    return question[0].upper() + question[1:]
 
 
 def heading() -> str:
     """Return the head of the page in HTML."""
-    suited = MODELS["mobilenet"] == OURS or shown_labels("mobilenet") == PET_LABELS
-    words = SUITED if suited else "Drop a photo."
-    return f"<h1>{html.escape(page_title())}</h1><p>{words} It says what it sees, how sure it is, and why.</p>"
+    what = " of a cat, a dog, or something else" * (shown_labels("mobilenet") == PET_LABELS)
+    return (
+        f"<h1>{html.escape(page_title())}</h1><p>Drop a photo{what}. It says what it sees, how sure it is, and why.</p>"
+    )
 
 
-def example_files() -> tuple[tuple[Path, str], ...]:
-    """Return the photos to try, each with what it shows; those of another model lie in its own folder."""
-    if MODELS["mobilenet"] == OURS:
-        return tuple((EXAMPLES / name, words) for name, words in SHOWN.items())
+def example_files() -> tuple[Path, ...]:
+    """Return the photos to try; those of another model lie in its own folder."""
     ready = READY.get("mobilenet")
-    files = sorted((ready.folder / "examples").glob("*")) if ready else []
-    return tuple((file.resolve(), file.stem) for file in files[:6] if file.suffix.lower() in BROWSERS_SHOW)
+    folder = EXAMPLES if MODELS["mobilenet"] == OURS else ready.folder / "examples" if ready else Path("nowhere")
+    return tuple(file.resolve() for file in sorted(folder.glob("*.jp*g"))[:6])
 
 
 @functools.lru_cache
-def example_buttons(files: tuple[tuple[Path, str], ...]) -> str:
-    """Return photos to try, and what they show, as buttons in HTML that hold a thumbnail each."""
+def example_buttons(files: tuple[Path, ...]) -> str:
+    """Return photos to try as buttons in HTML that hold a thumbnail each."""
     buttons = []
-    for index, (file, words) in enumerate(files):
-        small, words = io.BytesIO(), html.escape(words)
+    for index, file in enumerate(files):
+        small, words = io.BytesIO(), html.escape(file.stem.replace("-", " "))
         ImageOps.fit(open_photo(file), (THUMBNAIL, THUMBNAIL)).save(small, "WEBP")
         picture = f'<img alt="" src="data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}">'
         buttons.append(f'<button data-index="{index}" title="{words}" aria-label="Try: {words}">{picture}</button>')
@@ -987,40 +895,53 @@ def example_buttons(files: tuple[tuple[Path, str], ...]) -> str:
 
 def show(upload: dict | None, model: str) -> Iterator[tuple]:
     """Yield what the page shows of a photo: its preview, the answer, and whether more can be asked about it."""
-    off, on = gr.Button(interactive=False), gr.Button(interactive=True)
-    nothing_more, preview = ["", "", upload], None  # not even a broken picture
-    if upload is None:
-        yield gr.skip(), NOTHING, off, off, *nothing_more
-        return
+
+    def view(preview, words: str, more: bool = False) -> tuple:
+        return preview, words, gr.Button(interactive=more), gr.Button(interactive=more), "", "", upload
+
+    preview = None  # not even a broken picture
     try:
-        opened = open_upload(upload)
-        path = Path(upload["path"])
+        if upload is None:
+            yield view(gr.skip(), NOTHING)
+            return
+        opened, path = open_upload(upload), Path(sent_path(upload))
         browsers_show = path.suffix.lower() in BROWSERS_SHOW and path.is_relative_to(UPLOADS)
         preview = gr.skip() if browsers_show else opened
         if model not in READY:
             words = f"The model {model} is being loaded. The answer comes as soon as it is there."
-            yield preview, note("One moment", words), off, off, *nothing_more
+            yield view(preview, note("One moment", words))
             classifier(model)  # so that the time is not that of loading it
         start = time.perf_counter()
         found, seen = answer(opened, model)
+        small = f"{READY[model].name}, {1000 * (time.perf_counter() - start):.0f} ms."
+        small += f" Of ImageNet's 1000 classes it looks most like: {seen}." * bool(seen)
+        yield view(preview, verdict_card(found, small), more=True)
     except gr.Error as error:
-        yield preview, note("No answer", error.message), off, off, *nothing_more
-        return
-    small = f"{READY[model].name}, {1000 * (time.perf_counter() - start):.0f} ms."
-    small += f" Of ImageNet's 1000 classes it looks most like: {seen}." * bool(seen)
-    yield preview, verdict_card(found, small), on, on, *nothing_more
+        yield view(preview, note("No answer", error.message))
 
 
 def show_example(event: gr.EventData, model: str) -> Iterator[tuple]:
     """Yield `show` of a photo to try."""
-    yield from show({"path": str(example_files()[event.index][0])}, model)
+    yield from show({"path": str(example_files()[event.index])}, model)
+
+
+def show_first(request: gr.Request) -> Iterator[tuple]:
+    """Yield what a page shows that was just opened, and the answer to the photo that its address names, if it does."""
+    named, nothing = request.query_params, (gr.skip(),) * len(shown)
+    name = named["model"] if named.get("model") in MODELS else "mobilenet"
+    # Who was quick has a photo there already.
+    first = heading(), example_buttons(example_files()), name if "model" in named else gr.skip(), about()
+    yield *first, *nothing
+    for file in example_files():
+        if file.stem == named.get("example"):
+            yield from ((*first, *found) for found in show({"path": str(file)}, name))
 
 
 def show_why(upload: dict, model: str) -> tuple:
     """Return `explain` for the page, in the photo's place."""
     try:
-        picture, legend = explain(upload, model)
-        return picture, f'<p role="status">{html.escape(legend)}</p>'
+        picture, words = explain(upload, model)
+        return picture, f'<p role="status">{html.escape(words)}</p>'
     except gr.Error as error:
         return gr.skip(), note("No answer", error.message)
 
@@ -1032,8 +953,8 @@ def show_other(upload: dict, model: str) -> str:
         found, _ = answer(open_upload(upload), other)
     except gr.Error as error:
         return note("No answer", error.message)
-    each = [f"{label} {percent(found[label])}" for label in sorted(found, key=found.get, reverse=True)[:3]]
-    return note(f"{READY[other].name}: {max(found, key=found.get)}", ", ".join(each))
+    each = [f"{label} {percent(found[label])}" for label in likeliest(found)]
+    return note(f"{READY[other].name}: {likeliest(found)[0]}", ", ".join(each[:3]))
 
 
 def show_many(files: list[dict] | None, model: str) -> Iterator[tuple]:
@@ -1056,19 +977,16 @@ def show_many(files: list[dict] | None, model: str) -> Iterator[tuple]:
     except gr.Error as error:
         yield note("No answer", error.message), *rest
         return
-    words, labels = count_answers(rows)
-    with (folder / "answers.csv").open("w", encoding="utf-8", newline="") as opened:
-        write_rows(opened, rows)
-    with zipfile.ZipFile(folder / "sorted.zip", "w") as archive:
-        taken = set()
-        for file, row in zip(files, rows, strict=True):
-            if row[1] and shutil.disk_usage(folder).free > FREE_BYTES:
-                archive.write(file["path"], sorted_name(row[1], row[0], taken))
     pictures.sort()
+    write_rows(folder / "answers.csv", rows)
+    with zipfile.ZipFile(folder / "sorted.zip", "w") as archive:
+        for file, place in zip(files, sorted_names(rows), strict=True):
+            if place and shutil.disk_usage(folder).free > FREE_BYTES:
+                archive.write(file["path"], place)
+    labels = [label for label, _ in Counter(row[1] for row in rows if row[1]).most_common()]
     yield (
-        f'<p role="status" class="say long">{html.escape(words)}</p>',
-        gr.DownloadButton(value=str(folder / "answers.csv"), visible=True),
-        gr.DownloadButton(value=str(folder / "sorted.zip"), visible=True),
+        note(count_answers(rows)),
+        *(gr.DownloadButton(value=str(folder / name), visible=True) for name in ("answers.csv", "sorted.zip")),
         gr.Dropdown(["All", *labels], value="All", visible=len(labels) > 1),
         thumbnail_figures("All", pictures),
         gr.Accordion(visible=True),
@@ -1088,33 +1006,32 @@ def thumbnail_figures(label: str, pictures: list[tuple]) -> str:
     return f'<h2 class="say long">The least sure first</h2><div class="thumbnails">{"".join(figures)}</div>'
 
 
-def count_answers(rows: list[list]) -> tuple[str, list[str]]:
-    """Return a sentence on rows of file, label, confidence and note, and the labels in them, the most frequent first."""
-    labels = Counter(row[1] for row in rows if row[1]).most_common()
-    counts = [f"{number} {label}" for label, number in labels]
+def count_answers(rows: list[list]) -> str:
+    """Return a sentence on rows of file, label, confidence and note."""
+    counts = [f"{number} {label}" for label, number in Counter(row[1] for row in rows if row[1]).most_common()]
     if unread := sum(not row[1] for row in rows):
         counts.append(f"{unread} could not be read")
-    doubtful = sum(row[2] is not None and row[2] < SURE for row in rows)
-    words = f"{len(rows)} photo{'s' * (len(rows) != 1)}: {', '.join(counts)}; {doubtful} of them less than {percent(SURE)} sure."
-    return words, [label for label, _ in labels]
+    doubtful = sum(bool(row[1]) and row[2] < SURE for row in rows)
+    many = "s" * (len(rows) != 1)
+    return f"{len(rows)} photo{many}: {', '.join(counts)}; {doubtful} of them less than {percent(SURE)} sure."
 
 
-def write_rows(opened, rows: list[list]) -> None:
-    """Write rows of file, label, confidence and note as CSV."""
+def write_rows(table: Path | None, rows: list[list]) -> None:
+    """Write rows of file, label, confidence and note into a CSV file, or print them."""
     # A spreadsheet would run a name such as =1+1.jpg as a formula.
     plain = [[f"'{name}" if name.startswith(("=", "+", "-", "@")) else name, *others] for name, *others in rows]
-    csv.writer(opened).writerows([HEADERS, *plain])
+    with table.open("w", encoding="utf-8", newline="") if table else contextlib.nullcontext(sys.stdout) as opened:
+        csv.writer(opened).writerows([HEADERS, *plain])
 
 
-def sorted_name(label: str, name: str, taken: set[str]) -> str:
-    """Return the path of a photo in a folder named by its label, another one than those taken."""
-    folder = re.sub(r'[\\/:*?"<>|]', "_", label).strip(". ") or "_"
-    number, wanted = 1, f"{folder}/{Path(name).name}"
-    while wanted.casefold() in taken:
-        number += 1
-        wanted = f"{folder}/{number} {Path(name).name}"
-    taken.add(wanted.casefold())
-    return wanted
+def sorted_names(rows: list[list]) -> Iterator[str]:
+    """Yield for each row the path of its photo in a folder named by its label, different for each; "" if it has none."""
+    taken = Counter()
+    for name, label, *_ in rows:
+        folder, name = re.sub(r'[\\/:*?"<>|]', "_", label).strip(". ") or "_", Path(name).name
+        taken[f"{folder}/{name}".casefold()] += 1
+        number = taken[f"{folder}/{name}".casefold()]
+        yield (f"{folder}/{number} {name}" if number > 1 else f"{folder}/{name}") if label else ""
 
 
 def about() -> str:
@@ -1130,50 +1047,26 @@ def about() -> str:
     return ABOUT.format(models="\n".join(lines), imagenet=IMAGENET_WORDS * imagenet, remembered=REMEMBERED)
 
 
-def show_first(request: gr.Request) -> Iterator[tuple]:
-    """Yield what a page shows that was just opened, and the answer to the photo that its address names, if it does."""
-    named, nothing = request.query_params, (gr.skip(),) * len(shown)
-    wanted = [str(file) for file, _ in example_files() if file.stem == named.get("example")]
-    name = named.get("model") if named.get("model") in MODELS else "mobilenet"
-    # Who was quick has a photo there already.
-    first = heading(), example_buttons(example_files()), name if "model" in named else gr.skip(), about()
-    yield *first, *nothing
-    for found in show({"path": wanted[0]}, name) if wanted else []:
-        yield *first, *found
-
-
 with gr.Blocks(title=page_title(), analytics_enabled=False) as demo:
     head = gr.HTML(heading(), elem_classes="head")
     # The photo that was answered last, as the box may show it tinted. Not a gr.State: for one, every client would hold a
     # connection, and a script in Node would not end.
     asked = gr.JSON(visible=False)
+    two = {"visible": len(MODELS) > 1}
     with gr.Tab("One photo"), gr.Row(equal_height=False):
         with gr.Column(min_width=320):
-            photo = gr.Image(
-                label="Photo",
-                show_label=False,
-                sources=["upload", "webcam", "clipboard"],
-                height=400,
-                elem_classes="photo",
-                buttons=["fullscreen"],
-            )
+            photo = gr.Image(label="Photo", show_label=False, height=400, elem_classes="photo", buttons=["fullscreen"])
             examples = gr.HTML(example_buttons(example_files()), js_on_load=CHOOSE)
         with gr.Column(min_width=320):
             verdict = gr.HTML(NOTHING, elem_classes="verdict")
             with gr.Row():
                 why = gr.Button("Why?", interactive=False, min_width=120)
-                other = gr.Button("Ask the other model", interactive=False, visible=len(MODELS) > 1, min_width=120)
+                other = gr.Button("Ask the other model", interactive=False, min_width=120, **two)
             legend, second = gr.HTML(), gr.HTML()
-            model = gr.Dropdown(list(MODELS), value="mobilenet", label="Model", info=INFO, visible=len(MODELS) > 1)
+            model = gr.Dropdown(list(MODELS), value="mobilenet", label="Model", info=INFO, **two)
     with gr.Tab("Many photos"):
         kinds = ["image", ".heic", ".heif", ".tif", ".tiff", ".avif"]
-        files = gr.File(
-            label=f"Photos, {MAX_FILES} at most",
-            file_count="multiple",
-            file_types=kinds,
-            height=180,
-            elem_classes="files",
-        )
+        files = gr.File(file_count="multiple", file_types=kinds, label="Photos", height=180, elem_classes="files")
         with gr.Row():
             folder = gr.Button("Choose a folder")
             classify = gr.Button("Classify", variant="primary")
@@ -1184,59 +1077,70 @@ with gr.Blocks(title=page_title(), analytics_enabled=False) as demo:
             only = gr.Dropdown(["All"], label="Show", visible=False)
         thumbnails = gr.HTML()
         with gr.Accordion("As a table", open=False, visible=False) as as_table:
-            table = gr.Dataframe(
-                headers=HEADERS,
-                datatype=["str", "str", "number", "str"],
-                label="Answers",
-                interactive=False,
-                show_search="filter",
-                wrap=True,
-            )
+            types = {"headers": HEADERS, "datatype": ["str", "str", "number", "str"]}
+            table = gr.Dataframe(**types, label="Answers", interactive=False, show_search="filter", wrap=True)
         pictures = gr.JSON(visible=False)
     with gr.Tab("About") as about_tab:
         text = gr.Markdown(elem_id="about")
-    links = " ".join(f'<a href="{address}">{words}</a>' for words, address in LINKS)
-    gr.HTML(f'<nav class="links" aria-label="About this page">{links}</nav>')
+    gr.HTML(f'<nav class="links" aria-label="About this page">{LINKS}</nav>')
 
     # The functions open photos themselves: gradio's own loader would fail on a damaged one before they could say why.
     raw = {"preprocess": False}
     api = gr.Button(visible=False)  # the endpoints for programs; their texts are the functions' docstrings
     api.click(predict, [photo, model], gr.JSON(label="Answer", visible=False), api_name="predict", **raw)
     api.click(predict_batch, [files, model], table, api_name="predict_batch", **raw)
-    picture = gr.Image(label="What the answer rests on", visible=False)
-    api.click(explain, [photo, model], [picture, gr.Textbox(label="Legend", visible=False)], api_name="explain", **raw)
+    tinted = gr.Image(label="What the answer rests on", visible=False), gr.Textbox(label="Legend", visible=False)
+    api.click(explain, [photo, model], tinted, api_name="explain", **raw)
     opinions = [gr.JSON(label=name, visible=False) for name in MODELS]
-    agreement = gr.Textbox(label="In words", visible=False)
-    api.click(compare, photo, [*opinions, agreement], api_name="compare", **raw)
+    api.click(compare, photo, [*opinions, gr.Textbox(label="In words", visible=False)], api_name="compare", **raw)
     gr.api(models, api_name="models")
 
-    page = {"api_visibility": "private", **raw}
+    page = {"api_visibility": "private", "show_progress": "hidden", **raw}
     at_once = {**page, "queue": False}  # what costs nothing takes no place from those who wait for an answer
+    slow = {**page, "show_progress": "full"}
     shown = [photo, verdict, why, other, legend, second, asked]
-    demo.load(show_first, None, [head, examples, model, text, *shown], show_progress="hidden", **page)
-    about_tab.select(about, None, text, show_progress="hidden", **at_once)
-    gr.on([photo.input, photo.clear], show, [photo, model], shown, show_progress="hidden", **page)
-    examples.select(show_example, model, shown, show_progress="hidden", **page)
-    model.input(show, [asked, model], shown, show_progress="hidden", **page)
-    why.click(show_why, [asked, model], [photo, legend], show_progress_on=legend, **page)
-    other.click(show_other, [asked, model], second, **page)
-    folder.click(None, js=CHOOSE_FOLDER, **at_once)
     results = [summary, table_file, sorted_file, only, thumbnails, as_table, table, pictures]
-    classify.click(show_many, [files, model], results, show_progress_on=summary, **page)
+    demo.load(show_first, None, [head, examples, model, text, *shown], **page)
+    about_tab.select(about, None, text, **at_once)
+    gr.on([photo.input, photo.clear], show, [photo, model], shown, **page)
+    examples.select(show_example, model, shown, **page)
+    model.input(show, [asked, model], shown, **page)
+    why.click(show_why, [asked, model], [photo, legend], show_progress_on=legend, **slow)
+    other.click(show_other, [asked, model], second, **slow)
+    folder.click(None, js=CHOOSE_FOLDER, **at_once)
+    classify.click(show_many, [files, model], results, show_progress_on=summary, **slow)
     only.input(thumbnail_figures, [only, pictures], thumbnails, **at_once)
 
 
+# What a call is told that cannot be answered, by the status of the answer: never what it sent, or what failed in here.
+REFUSALS = {
+    400: "This request cannot be read. See the README, or /gradio_api/info, for what a call looks like.",
+    403: "This is not for others to read.",
+    404: "There is nothing at this address. The page is at /, and photos are taken by POST /api/predict.",
+    405: "This address does not take that method. Send photos by POST.",
+    413: f"This is too large. A photo may have {MAX_FILE // 10**6} MB, and a call {MAX_BODY // 10**6} MB.",
+    415: "This is not a kind of content that is taken here. Send the photo itself, or a form with it.",
+    422: "This call does not have the form that /gradio_api/info describes.",
+    503: (BUSY := "The app is busy. Try again in a few seconds."),
+    507: "The server has no room for more photos. Try again in an hour.",
+}
 LANES = ThreadPoolExecutor(CORES)  # that look at photos for /api/predict and for agents
 IN_LANE = set()  # their calls, those that wait too
 
 
-def too_many() -> bool:
-    """Return whether a call must come again later: MAX_WAITING wait for LANES, or the app is about to stop."""
-    return len(IN_LANE) >= MAX_WAITING + CORES or demo._queue.max_size == 0
+def refuse(status: int, words: str = "") -> JSONResponse:
+    """Return an answer that says in one sentence why there is no other."""
+    words = words or REFUSALS.get(status, REFUSALS[400])
+    return JSONResponse({"error": words, "detail": words}, status, {"Retry-After": "5"} if status == 503 else None)
 
 
 async def in_lane(function: Callable, *arguments):
-    """Return what a function returns that one of LANES calls; whoever is cancelled leaves the line."""
+    """Return what a function returns that one of LANES calls; whoever is cancelled leaves the line.
+
+    Raises HTTPException if MAX_WAITING wait already, or the app is about to stop.
+    """
+    if len(IN_LANE) >= MAX_WAITING + CORES or demo._queue.max_size == 0:
+        raise HTTPException(503, BUSY)
     call = LANES.submit(function, *arguments)
     IN_LANE.add(call)
     try:
@@ -1244,12 +1148,6 @@ async def in_lane(function: Callable, *arguments):
     finally:
         call.cancel()
         IN_LANE.discard(call)
-
-
-def refuse(status: int, words: str = "") -> JSONResponse:
-    """Return an answer that says in one sentence why there is no other."""
-    words = words or REFUSALS.get(status, REFUSALS[400])
-    return JSONResponse({"error": words, "detail": words}, status, {"Retry-After": "5"} if status == 503 else None)
 
 
 async def api_predict(request) -> JSONResponse:
@@ -1260,12 +1158,12 @@ async def api_predict(request) -> JSONResponse:
     if not (top.isdecimal() and len(top) < 9 and int(top)):
         return refuse(400, "top must be a number of labels, 1 or more.")
     kind = request.headers.get("content-type", "").partition(";")[0]
+    if kind in ("application/json", "text/plain"):
+        return refuse(415)
     if kind == "multipart/form-data":
         async with request.form(max_files=1, max_fields=10) as form:
             files = [value for value in form.values() if not isinstance(value, str)]
             content = await files[0].read() if files else b""
-    elif kind in ("application/json", "text/plain"):
-        return refuse(415)
     else:
         content = await request.body()
     if not content:
@@ -1280,21 +1178,13 @@ async def api_predict(request) -> JSONResponse:
             found, _ = answer(opened, model)
         except gr.Error as error:
             return refuse(503, error.message)
-        likeliest = sorted(found.items(), key=lambda one: -one[1])[: int(top)]
-        return JSONResponse([{"label": label, "score": score} for label, score in likeliest])
+        return JSONResponse([{"label": label, "score": found[label]} for label in likeliest(found)[: int(top)]])
 
-    async def leave() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    if too_many():
-        return refuse(503)
-    answered, left = asyncio.ensure_future(in_lane(look)), asyncio.ensure_future(leave())
-    await asyncio.wait({answered, left}, return_when=asyncio.FIRST_COMPLETED)
-    left.cancel()
-    if not answered.done():  # a client that hangs up takes no place from those who wait
-        answered.cancel()
-        return refuse(503)
+    answered = asyncio.ensure_future(in_lane(look))
+    while not (await asyncio.wait({answered}, timeout=0.2))[0]:
+        if await request.is_disconnected():  # a client that hangs up takes no place from those who wait
+            answered.cancel()
+            return refuse(503)
     return answered.result()
 
 
@@ -1310,17 +1200,14 @@ PHOTO = {
     "for it (curl -F files=@photo.jpg); or a public http(s) address.",
 }
 MODEL = {"type": "string", "enum": list(MODELS), "default": "mobilenet", "description": INFO}
-# What agents find: the title of each tool, what answers it, and its arguments.
+PHOTOS = {"type": "array", "items": PHOTO, "maxItems": MAX_FILES}
+# What agents find: what answers, its title, and its arguments.
 TOOLS = {
-    "predict": ("Classify a photo", predict, {"image": PHOTO, "model": MODEL}),
-    "predict_batch": (
-        "Classify many photos",
-        predict_batch,
-        {"files": {"type": "array", "items": PHOTO, "maxItems": MAX_FILES}, "model": MODEL},
-    ),
-    "compare": ("Ask all models about a photo", compare, {"image": PHOTO}),
-    "explain": ("Show what an answer rests on", explain, {"image": PHOTO, "model": MODEL}),
-    "models": ("List the models", models, {}),
+    "predict": (predict, "Classify a photo", {"image": PHOTO, "model": MODEL}),
+    "predict_batch": (predict_batch, "Classify many photos", {"files": PHOTOS, "model": MODEL}),
+    "compare": (compare, "Ask all models about a photo", {"image": PHOTO}),
+    "explain": (explain, "Show what an answer rests on", {"image": PHOTO, "model": MODEL}),
+    "models": (models, "List the models", {}),
 }
 agents = Server("cat-dog-neither", version="2")
 
@@ -1329,9 +1216,9 @@ agents = Server("cat-dog-neither", version="2")
 async def list_tools() -> list[Tool]:
     """Return what agents may call."""
     found = []
-    for name, (title, function, properties) in TOOLS.items():
+    for name, (function, title, properties) in TOOLS.items():
+        words = f"{function.__doc__.splitlines()[0]} {PHOTO['description'] if properties else ''}".strip()
         needed = [key for key in properties if key != "model"]
-        words = f"{function.__doc__.partition(chr(10))[0]} {PHOTO['description']}" if needed else function.__doc__
         schema = {"type": "object", "properties": properties, "required": needed}
         safe = ToolAnnotations(title=title, readOnlyHint=True)
         found.append(Tool(name=name, title=title, description=words, inputSchema=schema, annotations=safe))
@@ -1340,119 +1227,80 @@ async def list_tools() -> list[Tool]:
 
 @agents.call_tool(validate_input=False)  # whose words repeat what was sent
 async def call_tool(name: str, arguments: dict) -> list[TextContent | ImageContent]:
-    """Return the answer of a tool as JSON, or a picture and its legend.
-
-    Raises:
-        ValueError: with the reason, if there is none; the agent reads it.
-    """
-    if name not in TOOLS or too_many():
-        raise ValueError(BUSY if name in TOOLS else f"There is no such tool. Choose {', '.join(TOOLS)}.")
-    return await in_lane(run_tool, name, arguments)
-
-
-def run_tool(name: str, arguments: dict) -> list[TextContent | ImageContent]:
-    """Return `call_tool`."""
-    _, function, properties = TOOLS[name]
+    """Return the answer of a tool as JSON, or a picture and its legend; raise an error with words for the agent."""
+    if name not in TOOLS:
+        raise ValueError(f"There is no such tool. Choose {', '.join(TOOLS)}.")
+    function, _, properties = TOOLS[name]
     given = {key: arguments[key] for key in properties if key in arguments}
     if "image" in properties:
         given["image"] = {"path": given.get("image")}
     if "files" in properties:
         files = given.get("files")
         given["files"] = [{"path": one} for one in files] if isinstance(files, list) else None
-    try:
-        found = function(**given)
-        if name == "predict_batch":
-            found = [dict(zip(HEADERS, row, strict=True)) for row in list(found)[-1]]
-    except gr.Error as error:
-        raise ValueError(error.message) from error
-    if name != "explain":
-        return [TextContent(type="text", text=json.dumps(found))]
-    file = io.BytesIO()
-    found[0].save(file, "JPEG")
-    data = base64.b64encode(file.getvalue()).decode()
-    return [ImageContent(type="image", data=data, mimeType="image/jpeg"), TextContent(type="text", text=found[1])]
+
+    def run() -> list[TextContent | ImageContent]:
+        try:
+            found = function(**given)
+            if name == "predict_batch":
+                found = [dict(zip(HEADERS, row, strict=True)) for row in list(found)[-1]]
+        except gr.Error as error:
+            raise ValueError(error.message) from error
+        if name != "explain":
+            return [TextContent(type="text", text=json.dumps(found))]
+        file = io.BytesIO()
+        found[0].save(file, "JPEG")
+        data = base64.b64encode(file.getvalue()).decode()
+        return [ImageContent(type="image", data=data, mimeType="image/jpeg"), TextContent(type="text", text=found[1])]
+
+    return await in_lane(run)
 
 
 def guarded(app: Callable) -> Callable:
-    """Return the ASGI app with a limit on what a call may send, headers for browsers, and words for what goes wrong."""
+    """Return the ASGI app with a limit on what a call may send, its addresses marked, and headers for browsers."""
 
     async def call(scope, receive, send):
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        received, started = 0, False
 
-        async def limited():
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if scope["path"].endswith("/upload"):
-                if shutil.disk_usage(UPLOADS.parent).free < FREE_BYTES:
-                    raise HTTPException(507)
-            elif received > MAX_BODY:
-                raise HTTPException(413)
-            return message
+        async def with_room():
+            if shutil.disk_usage(UPLOADS.parent).free < FREE_BYTES:
+                raise HTTPException(507)
+            return await receive()
+
+        async def read_marked():
+            return messages.pop() if messages else await receive()
 
         async def with_headers(message):
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
-                # gradio sends those of the request back with a part of a file.
-                message["headers"] = [
-                    one for one in message["headers"] if one not in scope["headers"] or one[0].startswith(b"content-")
-                ]
                 # A browser must not take a file for a page because it looks like one, nor tell others where it was.
                 headers = MutableHeaders(scope=message)
                 headers.update({"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"})
             await send(message)
 
-        try:
-            if "/file=http" in scope["path"]:
-                raise HTTPException(403)  # other sites are not fetched for anybody
-            body = limited
-            if scope["method"] == "POST" and scope["path"].startswith(("/gradio_api/call/", "/gradio_api/queue/join")):
-                body = await mark_addresses(limited)
-            await app(scope, body, with_headers)
-        except HTTPException as error:
-            await refuse(error.status_code)(scope, receive, with_headers)
-        except ClientDisconnect:
-            pass
-        except Exception:  # noqa: BLE001 - gradio and FastAPI stumble over malformed headers and forms
-            traceback.print_exc()
-            if not started:
-                await refuse(400)(scope, receive, with_headers)
+        # gradio stumbles over malformed ranges, and sends the headers of a request for a part of a file back.
+        scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
+        path, content, more = scope["path"], bytearray(), scope["method"] == "POST"
+        if "/file=http" in path:  # other sites are not fetched for anybody
+            await refuse(403)(scope, receive, with_headers)
+            return
+        if path.endswith("/upload"):
+            await app(scope, with_room, with_headers)
+            return
+        while more:
+            message = await receive()
+            content += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(content) > MAX_BODY:
+                await refuse(413)(scope, receive, with_headers)
+                return
+        if path.startswith(("/gradio_api/call/", "/gradio_api/queue/join")):
+            with contextlib.suppress(ValueError, RecursionError):  # gradio says that it is not JSON
+                content = json.dumps(json.loads(content, object_hook=mark_address)).encode()
+        messages = [{"type": "http.request", "body": bytes(content)}]
+        await app(scope, read_marked, with_headers)
 
     return call
-
-
-async def mark_addresses(receive: Callable) -> Callable:
-    """Return what delivers a call's body with ADDRESS before what stands as a photo and was not uploaded here.
-
-    Raises:
-        HTTPException: 400, if it is not JSON.
-    """
-    content, more = b"", True
-    while more:
-        message = await receive()
-        content += message.get("body", b"")
-        more = message.get("more_body", False)
-
-    def mark(one: dict) -> dict:
-        path = one.get("path") or one.get("url")
-        if not isinstance(path, str) or path.startswith("data:"):
-            return one
-        path = path if path.startswith(str(UPLOADS)) else ADDRESS + quote(path, safe="")
-        return {"meta": {"_type": "gradio.FileData"}, **one, "path": path}
-
-    try:
-        messages = [{"type": "http.request", "body": json.dumps(json.loads(content, object_hook=mark)).encode()}]
-    except (ValueError, RecursionError) as error:
-        raise HTTPException(400) from error
-
-    async def deliver():
-        return messages.pop() if messages else await receive()
-
-    return deliver
 
 
 def background() -> None:
@@ -1477,9 +1325,7 @@ def launch() -> None:
     """Put the page up, and load the models behind it."""
 
     @contextlib.asynccontextmanager
-    async def lifespan(
-        server,
-    ):  # a new one each time: if the start takes more than 5 seconds, gradio tries the next port
+    async def lifespan(server):  # a new one each time: if the start takes more than 5 s, gradio tries the next port
         server.state.tools = StreamableHTTPSessionManager(agents, json_response=True, stateless=True)
         async with server.state.tools.run():
             yield
@@ -1497,12 +1343,21 @@ def launch() -> None:
         return JSONResponse([{**tool.model_dump(exclude_none=True), "meta": seen} for tool in await list_tools()])
 
     def refused(request, error):
-        return refuse(error.status_code)
+        return refuse(getattr(error, "status_code", 422 if isinstance(error, RequestValidationError) else 400))
 
     UPLOADS.mkdir(parents=True, exist_ok=True)
+    routes = [
+        Route("/api/predict", api_predict, methods=["POST"]),
+        Route("/api/health", api_health),
+        Route("/card/{model}", card),
+        Route("/picture", lambda request: FileResponse(EXAMPLES / "page.png")),
+        Route("/source", lambda request: FileResponse(__file__, media_type="text/plain")),
+        Route("/gradio_api/mcp/schema", schema),
+        Mount("/gradio_api/mcp", tools),
+    ]
     # Every call through the queue, which is bounded.
     demo.queue(max_size=MAX_WAITING, api_open=False).launch(
-        theme=THEME,
+        theme=gr.themes.Default(primary_hue="teal", neutral_hue="slate", **FONTS),
         css=CSS,
         head=HEAD.format(title=html.escape(page_title()), host=os.environ.get("SPACE_HOST", "127.0.0.1"), script=JS),
         favicon_path=str(EXAMPLES / "favicon.png"),
@@ -1517,16 +1372,8 @@ def launch() -> None:
         app_kwargs={
             "lifespan": lifespan,
             "middleware": [Middleware(guarded)],
-            "exception_handlers": {HTTPException: refused, RequestValidationError: lambda request, error: refuse(422)},
-            "routes": [
-                Route("/api/predict", api_predict, methods=["POST"]),
-                Route("/api/health", api_health),
-                Route("/card/{model}", card),
-                Route("/picture", lambda request: FileResponse(EXAMPLES / "page.png")),
-                Route("/source", lambda request: FileResponse(__file__, media_type="text/plain")),
-                Route("/gradio_api/mcp/schema", schema),
-                Mount("/gradio_api/mcp", tools),
-            ],
+            "exception_handlers": dict.fromkeys((HTTPException, RequestValidationError, Exception), refused),
+            "routes": routes,
         },
     )
     threading.Thread(target=background, daemon=True).start()  # after the page is up
@@ -1566,34 +1413,31 @@ def classify_paths(*, paths: list[Path], table: Path | None, model: str, sort_in
     files = []
     for path in paths:
         if not path.exists():
-            raise refusal(f"There is no {path}.")
+            raise Refusal(f"There is no {path}.")
         inside = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
         files += inside if path.is_dir() else [path]
     if not files:
-        raise refusal(f"There are no files in {paths[0]}.")
-    for output in (table, sort_into):
-        if output and (output.exists() or not output.parent.is_dir()):
+        raise Refusal(f"There are no files in {paths[0]}.")
+    for output in filter(None, (table, sort_into)):
+        if output.exists() or not output.parent.is_dir():
             why = "is there already" if output.exists() else "would lie in a folder that is not there"
-            raise refusal(f"{output} {why}. Name another place.")
-    classifier(model)
-    rows, taken = [], set()
-    with tempfile.TemporaryDirectory(dir=sort_into.parent if sort_into else None, prefix=".sort") as scratch:
-        with tqdm(total=len(files), unit=" photos") as bar:
-            for found in classify_files(files, model):
-                for row, _ in found:
-                    rows.append(row)
-                    if row[1] and sort_into:
-                        place = Path(scratch, "sorted", sorted_name(row[1], row[0], taken))
-                        place.parent.mkdir(parents=True, exist_ok=True)
-                        shutil.copyfile(row[0], place)
-                    if not row[1]:
-                        bar.write(f"{row[0]}: {row[3]}", file=sys.stderr)
-                bar.update(len(found))
-        if taken:
-            Path(scratch, "sorted").rename(sort_into)
-    with table.open("w", encoding="utf-8", newline="") if table else contextlib.nullcontext(sys.stdout) as opened:
-        write_rows(opened, rows)
-    print(count_answers(rows)[0], file=sys.stderr)
+            raise Refusal(f"{output} {why}. Name another place.")
+    rows = []
+    with tqdm(total=len(files), unit=" photos") as bar:
+        for found in classify_files(files, model):
+            rows += [row for row, _ in found]
+            for row in [row for row, photo in found if not photo]:
+                bar.write(f"{row[0]}: {row[3]}", file=sys.stderr)
+            bar.update(len(found))
+    write_rows(table, rows)
+    if sort_into:
+        with tempfile.TemporaryDirectory(dir=sort_into.parent, prefix=".sort") as scratch:
+            for file, place in zip(files, sorted_names(rows), strict=True):
+                if place:
+                    Path(scratch, "new", place).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, Path(scratch, "new", place))
+            Path(scratch, "new").rename(sort_into)
+    print(count_answers(rows), file=sys.stderr)
     return sum(bool(row[1]) for row in rows)
 
 

@@ -310,22 +310,14 @@ def check_onnx(file: Path) -> None:
         raise ValueError(f"its onnx/model.onnx needs operators of {min(strange)}")
 
 
-def transformers_module(folder: Path):
-    """Return the image classifier as a torch module from pixel values to logits.
+def transformers_model(folder: Path):
+    """Return the image classifier of transformers, whose first output are the logits.
 
     Raises OSError or ValueError if its weights are not in safetensors files, or not those that its config.json asks for.
     """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForImageClassification
-
-    class Logits(torch.nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixel_values):
-            return self.model(pixel_values=pixel_values).logits
 
     if not any(folder.glob("*.safetensors")):
         raise OSError("it has no safetensors file; pickled weights, such as .bin and .pt files, are not loaded")
@@ -336,7 +328,7 @@ def transformers_module(folder: Path):
         raise ValueError("its safetensors file is damaged") from error
     if wrong := {*found["missing_keys"], *found["unexpected_keys"]}:  # transformers would fill a head at random
         raise ValueError(f"its weights and its config.json do not agree about {min(wrong)}")
-    return Logits(model).eval()
+    return model.eval()
 
 
 def convert(folder: Path, example: np.ndarray, kept: Path):
@@ -347,9 +339,7 @@ def convert(folder: Path, example: np.ndarray, kept: Path):
     torch.set_num_threads(1)  # once it is converted, torch only stands in the way of OpenVINO's threads
     shape = [-1, *example.shape[1:]]
     with warnings.catch_warnings(action="ignore"):  # torch's, about the tracing that openvino does
-        model = openvino.convert_model(
-            transformers_module(folder), example_input=torch.from_numpy(example), input=shape
-        )
+        model = openvino.convert_model(transformers_model(folder), example_input=torch.from_numpy(example), input=shape)
     with contextlib.suppress(OSError, RuntimeError):  # of a disk that is full or may not be written
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
@@ -364,18 +354,17 @@ def convert(folder: Path, example: np.ndarray, kept: Path):
 def compile_model(folder: Path, revision: str, example: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function from pixel values to logits: in half precision on CUDA, else through OpenVINO on the CPU.
 
-    Args:
-        example: pixel values (1, 3, height, width); the function takes any number of this size.
+    It takes any number of pixel values of the size of `example`, shape (1, 3, height, width).
     """
     if has_cuda():
         import torch
 
-        module = transformers_module(folder).half()
+        module = transformers_model(folder).half()
 
         @torch.inference_mode()
         def on_cuda(pixel_values):
             network = module.cuda()  # not before: on ZeroGPU there is a GPU only while `logits` runs
-            return network(torch.from_numpy(pixel_values).half().cuda()).float().cpu().numpy()
+            return network(torch.from_numpy(pixel_values).half().cuda()).logits.float().cpu().numpy()
 
         thread = ThreadPoolExecutor(1)  # each further one would need a second or two to get ready for the GPU
         return lambda pixel_values: thread.submit(on_cuda, pixel_values).result()
@@ -515,7 +504,7 @@ def pet_probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def answers(photos: list[Image.Image], model: str) -> list[tuple[dict[str, float], str]]:
-    """Return for each photo the probability of every label, and the most likely of ImageNet's 1000 classes, or "".
+    """Return for each photo each label's probability, the likeliest first, and the likeliest of ImageNet's 1000 classes or "".
 
     The probabilities sum to 1, but for a model that gives each label one of its own. Raises gr.Error if it cannot be loaded.
     """
@@ -534,7 +523,8 @@ def answers(photos: list[Image.Image], model: str) -> list[tuple[dict[str, float
         if ready.unsure_below and "Neither" not in labels:
             unsure = 0.5 * (probabilities.max(axis=1, keepdims=True) < ready.unsure_below)  # more than any label keeps
             labels, probabilities = [*labels, UNSURE], np.hstack([probabilities * (1 - unsure), unsure])
-    return [(dict(zip(labels, row, strict=True)), d) for row, d in zip(probabilities.tolist(), details, strict=True)]
+    found = [sorted(zip(labels, row, strict=True), key=lambda one: -one[1]) for row in probabilities.tolist()]
+    return list(zip(map(dict, found), details, strict=True))
 
 
 @gr.cache(max_size=REMEMBERED, key=lambda asked: (classifier(asked["model"]).revision, asked["photo"]))
@@ -543,16 +533,15 @@ def answer(photo: Image.Image, model: str) -> tuple[dict[str, float], str]:
     return answers([photo], model)[0]
 
 
-def likeliest(found: dict[str, float]) -> list[str]:
-    """Return the labels of an answer, the likeliest first."""
-    return sorted(found, key=found.get, reverse=True)
-
-
-def classify_files(files: list[dict | Path], model: str) -> Iterator[list[tuple[list, Image.Image | None]]]:
+def classify_files(files: list[dict | Path] | None, model: str) -> Iterator[list[tuple[list, Image.Image | None]]]:
     """Yield for each batch of uploads or paths a row of file, label, confidence and note each, and the photo if it is one.
 
-    Raises gr.Error if the model cannot be loaded.
+    Raises gr.Error if there are none, or too many uploads, or the model cannot be loaded.
     """
+    if not files:
+        raise Refusal("Choose some photos.")
+    if len(files) > MAX_FILES and isinstance(files[0], dict):
+        raise Refusal(f"These are {len(files)} files; at most {MAX_FILES} go at a time. Choose fewer.")
 
     def photo_or_reason(file: dict | Path) -> Image.Image | str:
         try:
@@ -576,7 +565,7 @@ def classify_files(files: list[dict | Path], model: str) -> Iterator[list[tuple[
                     results.append(([name, "", None, photo], None))
                 else:
                     probabilities, note = next(found)
-                    label = likeliest(probabilities)[0]
+                    label = next(iter(probabilities))
                     results.append(([name, label, round(probabilities[label], 4), note], photo))
             yield results
 
@@ -584,49 +573,26 @@ def classify_files(files: list[dict | Path], model: str) -> Iterator[list[tuple[
 def ranked(photo: Image.Image, model: str) -> dict[str, str | list[dict]]:
     """Return an answer as programs get it: the likeliest label, all of them from the likeliest on, and who says so."""
     found, _ = answer(photo, model)
-    confidences = [{"label": label, "confidence": found[label]} for label in likeliest(found)]
+    confidences = [{"label": label, "confidence": share} for label, share in found.items()]
     return {"label": confidences[0]["label"], "confidences": confidences, "model": READY[model].name}
 
 
 def predict(image: dict | None, model: str = "mobilenet") -> dict[str, str | list[dict]]:
-    """Say what a photo shows, with the probability of each label and the model that was asked.
-
-    Args:
-        image: the photo.
-        model: mobilenet, which is small and quick, or vit, which is larger.
-    """
+    """Say what a photo shows, with the probability of each label and the model that was asked."""
     return ranked(open_upload(image), model)
 
 
 def predict_batch(files: list[dict] | None, model: str = "mobilenet") -> Iterator[list[list]]:
-    """Classify many photos: one row of file, label, confidence and note each. A file that is no photo says so in its note.
-
-    Args:
-        files: the photos.
-        model: mobilenet, which is small and quick, or vit, which is larger.
-    """
+    """Classify many photos: one row of file, label, confidence and note each. A file that is no photo says so in its note."""
     rows = []
-    for found in classify_files(check_number(files), model):
+    for found in classify_files(files, model):
         rows += [row for row, _ in found]
         yield gr.skip()  # here gradio stops it if the client has left
     yield rows
 
 
-def check_number(files: list[dict] | None) -> list[dict]:
-    """Return the files of a call. Raises gr.Error if there are none, or too many."""
-    if not files:
-        raise Refusal("Choose some photos.")
-    if len(files) > MAX_FILES:
-        raise Refusal(f"These are {len(files)} files; at most {MAX_FILES} go at a time. Choose fewer.")
-    return files
-
-
 def compare(image: dict | None) -> list[dict | str]:
-    """Ask all models about a photo: the answer of each, or why there is none, and in words whether they agree.
-
-    Args:
-        image: the photo.
-    """
+    """Ask all models about a photo: the answer of each, or why there is none, and in words whether they agree."""
     photo, found, said = open_upload(image), [], {}
     for model in MODELS:
         try:
@@ -651,7 +617,7 @@ def heat(photo: Image.Image, model: str) -> tuple[str, np.ndarray]:
     Understanding Convolutional Networks). It needs nothing but the model's answers, so it is the same for every model.
     """
     probabilities, _ = answer(photo, model)
-    label = likeliest(probabilities)[0]
+    label = next(iter(probabilities))
     colour = photo.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
     rows, columns = (np.linspace(0, side, CELLS + 1).round().astype(int) for side in (photo.height, photo.width))
     falls, windows = np.zeros((CELLS, CELLS)), np.zeros((CELLS, CELLS))
@@ -667,12 +633,7 @@ def heat(photo: Image.Image, model: str) -> tuple[str, np.ndarray]:
 
 
 def explain(image: dict | None, model: str = "mobilenet") -> tuple[Image.Image, str]:
-    """Show what an answer rests on: the photo with the parts tinted that matter for it, and a legend.
-
-    Args:
-        image: the photo.
-        model: mobilenet, which is small and quick, or vit, which is larger.
-    """
+    """Show what an answer rests on: the photo with the parts tinted that matter for it, and a legend."""
     photo = open_upload(image)
     label, falls = heat(photo, model)
     if falls.max() <= 0:
@@ -764,7 +725,8 @@ CSS = """
 .bar i { height: .9rem; border-radius: .45rem; background: linear-gradient(var(--c), var(--c)) 0 / var(--w) no-repeat;
   border: 1px solid var(--edge); }
 .examples { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: .4rem; }
-.examples button { margin: 0 !important; border: 2px solid var(--edge); border-radius: .5rem; overflow: hidden; cursor: pointer; }
+.examples button { padding: 0; margin: 0 !important; border: 2px solid var(--edge); border-radius: .5rem; }
+.examples button { overflow: hidden; cursor: pointer; }
 .examples button:focus-visible { outline: 3px solid var(--color-accent); }
 .examples img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; margin: 0 !important; }
 .thumbnails { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .6rem; }
@@ -820,6 +782,9 @@ CHOOSE_FOLDER = """() => {
   input.onchange = input.oncancel = () => { input.webkitdirectory = false; };
   input.click();
 }"""
+FILTER = """label => {
+  for (const one of document.querySelectorAll(".thumbnails figure")) one.hidden = ![one.dataset.label, "All"].includes(label);
+}"""
 CHOOSE = """element.addEventListener("click", event => {
   const button = event.target.closest("button");
   if (button) trigger("select", {index: Number(button.dataset.index)});
@@ -833,19 +798,19 @@ def percent(share: float) -> str:
 
 def verdict_card(found: dict[str, float], small: str) -> str:
     """Return an answer as HTML: the label, how sure it is, a bar for each label (first five of many), small print."""
-    colours = dict(zip(found, itertools.cycle(COLOURS), strict=False))
+    colours = dict(zip(sorted(found), itertools.cycle(COLOURS), strict=False))
     bars = [
-        f'<div class="bar"><span>{html.escape(label)}</span><i style="--w: {found[label]:.1%}; --c: {colours[label]}"></i>'
-        f"<b>{html.escape(percent(found[label]))}</b></div>"
-        for label in likeliest(found)
+        f'<div class="bar"><span>{html.escape(label)}</span><i style="--w: {share:.1%}; --c: {colours[label]}"></i>'
+        f"<b>{html.escape(percent(share))}</b></div>"
+        for label, share in found.items()
     ]
     if len(bars) > 10:
         bars[5:] = ["<details><summary>Show all</summary>", *bars[5:], "</details>"]
-    label = likeliest(found)[0]
-    sure = "Very sure" if found[label] >= SURE else "Fairly sure" if found[label] >= 0.7 else "Hard to tell"
+    label, share = next(iter(found.items()))
+    sure = "Very sure" if share >= SURE else "Fairly sure" if share >= 0.7 else "Hard to tell"
     return (
         f'<div role="status"><p class="say{" long" * (len(label) > 24)}">{html.escape(label)}</p><p class="sure">{sure}: '
-        f'{html.escape(percent(found[label]))}</p>{"".join(bars)}<p class="quiet">{html.escape(small)}</p></div>'
+        f'{html.escape(percent(share))}</p>{"".join(bars)}<p class="quiet">{html.escape(small)}</p></div>'
     )
 
 
@@ -953,8 +918,8 @@ def show_other(upload: dict, model: str) -> str:
         found, _ = answer(open_upload(upload), other)
     except gr.Error as error:
         return note("No answer", error.message)
-    each = [f"{label} {percent(found[label])}" for label in likeliest(found)]
-    return note(f"{READY[other].name}: {likeliest(found)[0]}", ", ".join(each[:3]))
+    each = [f"{label} {percent(share)}" for label, share in found.items()]
+    return note(f"{READY[other].name}: {next(iter(found))}", ", ".join(each[:3]))
 
 
 def show_many(files: list[dict] | None, model: str) -> Iterator[tuple]:
@@ -962,22 +927,25 @@ def show_many(files: list[dict] | None, model: str) -> Iterator[tuple]:
 
     Not by gr.Progress: gradio 6.31 shows none to anybody once a client has left while its call had some.
     """
-    rows, pictures, folder = [], [], Path(tempfile.mkdtemp(dir=UPLOADS))
+    rows, figures, folder = [], [], Path(tempfile.mkdtemp(dir=UPLOADS))
     start, rest = time.perf_counter(), [gr.skip()] * (len(results) - 1)
     try:
-        for found in classify_files(check_number(files), model):
+        for found in classify_files(files, model):
             for row, photo in found:
                 rows.append(row)
                 if photo:
                     photo.thumbnail((THUMBNAIL, THUMBNAIL))
                     photo.save(folder / f"{len(rows)}.jpg")
-                    pictures.append((row[2], str(folder / f"{len(rows)}.jpg"), row[1], row[0]))
+                    words = html.escape(f"{row[1]} {percent(row[2])}: {row[0]}")
+                    address = f"gradio_api/file={quote(str(folder / f'{len(rows)}.jpg'))}"
+                    picture = f'<img alt="" loading="lazy" src="{address}"><figcaption>{words}</figcaption>'
+                    figures.append((row[2], f'<figure data-label="{html.escape(row[1])}">{picture}</figure>'))
             left = (len(files) - len(rows)) * (time.perf_counter() - start) / len(rows)
             yield f'<p role="status">{len(rows)} of {len(files)} photos. About {left:.0f} seconds left.</p>', *rest
     except gr.Error as error:
         yield note("No answer", error.message), *rest
         return
-    pictures.sort()
+    thumbnails = "".join(figure for _, figure in sorted(figures))
     write_rows(folder / "answers.csv", rows)
     with zipfile.ZipFile(folder / "sorted.zip", "w") as archive:
         for file, place in zip(files, sorted_names(rows), strict=True):
@@ -988,22 +956,10 @@ def show_many(files: list[dict] | None, model: str) -> Iterator[tuple]:
         note(count_answers(rows)),
         *(gr.DownloadButton(value=str(folder / name), visible=True) for name in ("answers.csv", "sorted.zip")),
         gr.Dropdown(["All", *labels], value="All", visible=len(labels) > 1),
-        thumbnail_figures("All", pictures),
+        f'<h2 class="say long">The least sure first</h2><div class="thumbnails">{thumbnails}</div>',
         gr.Accordion(visible=True),
         rows,
-        pictures,
     )
-
-
-def thumbnail_figures(label: str, pictures: list[tuple]) -> str:
-    """Return pictures, each as confidence, file, label and name, in HTML: those of a label, or All."""
-    figures = [
-        f'<figure><img alt="" loading="lazy" src="gradio_api/file={quote(file)}"><figcaption>'
-        f"{html.escape(f'{found} {percent(share)}: {name}')}</figcaption></figure>"
-        for share, file, found, name in pictures
-        if label in ("All", found)
-    ]
-    return f'<h2 class="say long">The least sure first</h2><div class="thumbnails">{"".join(figures)}</div>'
 
 
 def count_answers(rows: list[list]) -> str:
@@ -1079,7 +1035,6 @@ with gr.Blocks(title=page_title(), analytics_enabled=False) as demo:
         with gr.Accordion("As a table", open=False, visible=False) as as_table:
             types = {"headers": HEADERS, "datatype": ["str", "str", "number", "str"]}
             table = gr.Dataframe(**types, label="Answers", interactive=False, show_search="filter", wrap=True)
-        pictures = gr.JSON(visible=False)
     with gr.Tab("About") as about_tab:
         text = gr.Markdown(elem_id="about")
     gr.HTML(f'<nav class="links" aria-label="About this page">{LINKS}</nav>')
@@ -1099,7 +1054,7 @@ with gr.Blocks(title=page_title(), analytics_enabled=False) as demo:
     at_once = {**page, "queue": False}  # what costs nothing takes no place from those who wait for an answer
     slow = {**page, "show_progress": "full"}
     shown = [photo, verdict, why, other, legend, second, asked]
-    results = [summary, table_file, sorted_file, only, thumbnails, as_table, table, pictures]
+    results = [summary, table_file, sorted_file, only, thumbnails, as_table, table]
     demo.load(show_first, None, [head, examples, model, text, *shown], **page)
     about_tab.select(about, None, text, **at_once)
     gr.on([photo.input, photo.clear], show, [photo, model], shown, **page)
@@ -1109,7 +1064,7 @@ with gr.Blocks(title=page_title(), analytics_enabled=False) as demo:
     other.click(show_other, [asked, model], second, **slow)
     folder.click(None, js=CHOOSE_FOLDER, **at_once)
     classify.click(show_many, [files, model], results, show_progress_on=summary, **slow)
-    only.input(thumbnail_figures, [only, pictures], thumbnails, **at_once)
+    only.input(None, only, js=FILTER, **at_once)
 
 
 # What a call is told that cannot be answered, by the status of the answer: never what it sent, or what failed in here.
@@ -1178,7 +1133,7 @@ async def api_predict(request) -> JSONResponse:
             found, _ = answer(opened, model)
         except gr.Error as error:
             return refuse(503, error.message)
-        return JSONResponse([{"label": label, "score": found[label]} for label in likeliest(found)[: int(top)]])
+        return JSONResponse([{"label": label, "score": share} for label, share in found.items()][: int(top)])
 
     answered = asyncio.ensure_future(in_lane(look))
     while not (await asyncio.wait({answered}, timeout=0.2))[0]:
@@ -1403,12 +1358,8 @@ def serve() -> int:
 def classify_paths(*, paths: list[Path], table: Path | None, model: str, sort_into: Path | None) -> int:
     """Classify files and all that lies in folders; return how many were answered.
 
-    Args:
-        table: new file for the rows of file, label, confidence and note; None prints them.
-        sort_into: new folder, in which each answered photo is copied into a folder named by its label.
-
-    Raises:
-        gr.Error: with one sentence, if a path is missing, an output is there already, or the model cannot be loaded.
+    The rows go into the new file `table` or are printed; photos are copied into `sort_into`, a new folder, if it is given.
+    Raises gr.Error if a path is missing, an output is there already, or the model cannot be loaded.
     """
     files = []
     for path in paths:

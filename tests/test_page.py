@@ -355,7 +355,7 @@ def test_many_photos_come_back_counted_sorted_and_to_download(page, tmp_path):
         assert archive.read("Cat/=1+1.jpg") == (tmp_path / "=1+1.jpg").read_bytes()
     page.get_by_label("Show", exact=True).click()
     page.get_by_role("option", name="Dog").click()
-    expect(captions).to_have_count(3)
+    expect(captions.locator("visible=true")).to_have_count(3)
     expect(page.get_by_role("columnheader", name="confidence")).to_have_count(0)  # the table is closed
     page.get_by_role("button", name="As a table").click()
     expect(page.get_by_role("columnheader", name="confidence").first).to_be_visible()

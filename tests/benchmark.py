@@ -731,15 +731,15 @@ def fuzz(minutes: float) -> None:
     images.mkdir()
     with Image.open(next(ROOT.glob("examples/cat-*.jpg"))) as photo:
         odd_files(images, photo.convert("RGB").resize((48, 36)))
-    files = prep.list_files(images.resolve(), images.resolve())
+    files = prep.list_files(images.resolve())
 
     def read_photo(case: Path) -> None:
         assert app.open_photo(case).mode == "RGB"
 
     def read_csv(case: Path) -> None:
         with contextlib.redirect_stdout(None):
-            raw, encoding = prep.read_list(case, None, files)
-            prep.locate(prep.choose_columns(raw, files, encoding, None, None, None, None), files)
+            columns = dict.fromkeys(("image_column", "label_column", "split_column", "group_column"))
+            prep.locate(prep.choose_columns(prep.read_list(case, None, files), files, columns), files)
 
     header = 'image_name;label\ncut.jpg;Cat\n"whole.png";Dog\n../x.jpg;Cat\nhttp://a/b.jpg;Dog\n;\nä.jpg;Ä\n'
     csvs = [

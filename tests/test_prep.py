@@ -82,7 +82,7 @@ def test_every_row_that_cannot_be_used_is_left_out_with_row_and_reason(tmp_path)
         "cut.jpg,Cat": "undecodable file: image file is truncated",
         "text.jpg,Dog": "undecodable file: cannot identify",
         "empty.jpg,Dog": "undecodable file: cannot identify",
-        "folder.jpg,Dog": "not a file: it is a folder",
+        "folder.jpg,Dog": "missing file",
         "pipe.jpg,Dog": "not a file: it is a pipe or device",
         "socket.jpg,Dog": "not a file: it is a pipe or device",
         "bomb.png,Dog": "too many pixels: the limit is 89000000",

@@ -233,7 +233,7 @@ VIA = {"_via_img_metadata": {f"{name}99": {"filename": name, "file_attributes": 
         ("list.xls", "\n".join(f"{name}\t{label}\t" for name, label in [("fichier", "classe"), *NAMED])),
         (
             "list.csv.gz",
-            gzip.compress("\n".join(f"{n};{label}" for n, label in [("Datei", "Klasse"), *NAMED]).encode()),
+            gzip.compress("\n".join(f"{n};{label}" for n, label in [("Datei", "Klasse"), *NAMED]).encode(), mtime=0),
         ),
         ("list.json", json.dumps(dict(NAMED))),
         ("list.json", json.dumps({kind: [n for n, label in NAMED if label == kind] for kind in CLASSES})),

@@ -55,6 +55,7 @@ import shutil
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
@@ -260,6 +261,10 @@ class Photos:
         if self.side:
             photo = vary(photo, self.side, random.Random(f"{self.seed} {self.epoch} {index}"))
         return {"pixels": np.array(photo), "labels": self.labels[index]}
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        with ThreadPoolExecutor(own_cores()) as pool:
+            return list(pool.map(self.__getitem__, indices))
 
 
 def tensor(photos: list):
@@ -887,7 +892,6 @@ def finetune(
             rarity[present] = torch.from_numpy(balanced**0.5).float()
         student = make_student(model, processor, rarity, asking)
         steps = -(-len(train) // batch_size)
-        workers = 4 if device == "cuda" else 1 if decoded["train"] else own_cores()
         trainer = Trainer(
             model=student,
             optimizers=(optimizer(student, lr), None),
@@ -910,9 +914,7 @@ def finetune(
                 greater_is_better=monitor_metric_name != "loss",
                 fp16=device == "cuda",
                 ddp_find_unused_parameters=False,
-                dataloader_num_workers=workers
-                if sys.platform == "linux"
-                else 0,  # they take seconds to start elsewhere
+                dataloader_num_workers=4 * (device == "cuda"),  # on a CPU the threads of `Photos` do as well
                 remove_unused_columns=False,
                 use_cpu=device == "cpu",
                 seed=seed,

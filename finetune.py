@@ -340,12 +340,16 @@ def training_size(size: int, progress: float) -> int:
 
 def by_epoch(train: Photos, trial: bool):
     """Return the callback that sets views and size of each epoch; a trial has the size whose time is that of the mean."""
+    from accelerate.utils import broadcast
     from transformers import TrainerCallback
 
     class ByEpoch(TrainerCallback):
         def on_epoch_begin(self, args, state, control, **_):
             train.epoch = round(state.epoch)
             train.side = training_size(train.size, 0.5 if trial else state.epoch / args.num_train_epochs)
+
+        def on_epoch_end(self, args, state, control, model=None, **_):
+            broadcast(list(model.buffers()))  # each process has its own means of batches, and one saves them
 
     return ByEpoch()
 
@@ -510,7 +514,7 @@ class Teacher:
         photos = (tensor([train.photo(index) for index in own[start : start + 32]]) for start in starts)
         logits = gather_object([self.logits(pixels.to(self.device)) for pixels in photos])
         labels = gather_object([train.labels[own]])
-        regression = LogisticRegression(C=0.003, max_iter=200).fit(np.concatenate(logits), np.concatenate(labels))
+        regression = LogisticRegression(C=0.01, max_iter=200).fit(np.concatenate(logits), np.concatenate(labels))
 
         def read(logits: np.ndarray) -> np.ndarray:
             found = np.zeros((len(logits), len(names)), np.float32)

@@ -30,6 +30,7 @@ from odd_files import stored
 from PIL import Image, ImageFilter
 from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
 from torchvision.transforms.functional import to_pil_image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification, pipeline
 
@@ -332,7 +333,7 @@ model, metrics = finetune.finetune(data_path=sys.argv[2], checkpoints_path="pets
 test, processor = load_from_disk(sys.argv[2])["test"], finetune.image_processor(48)
 with torch.no_grad():
     logits = model(**processor([finetune.rgb(image) for image in test["image"]], return_tensors="pt")).logits
-torch.save({"right": (logits.argmax(1).numpy() == test["label"][:]).mean(), "logits": logits}, "found")
+torch.save({"right": (logits.argmax(1).numpy() == test["label"][:]).mean(), "weights": model.state_dict()}, "found")
 """
 
 
@@ -359,7 +360,7 @@ def test_two_machines_without_a_common_disk_end_with_the_model_that_the_card_is_
     card = (tmp_path / "0" / "pets" / "README.md").read_text()
     assert "epoch 4, " not in card and "\ntorchrun --nnodes 2 --nproc_per_node 1 finetune.py" in card
     first, second = (torch.load(tmp_path / str(rank) / "found", weights_only=False) for rank in range(2))
-    assert torch.equal(first["logits"], second["logits"])
+    assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
     assert f"- accuracy: {first['right']:.4f}" in card and first["right"] == second["right"]
 
 
@@ -456,7 +457,7 @@ def test_views_are_blurred_dark_turned_and_coarse_now_and_then():
     light = np.array([view.max() for view in views])
     assert 20 < light.min() < 60 and (light > 200).mean() > 0.7
     edges = np.array([np.abs(np.diff(view, axis=1)).max() / np.ptp(view) for view in views if np.ptp(view) > 20])
-    assert (edges > 0.7).mean() > 0.2 and (edges < 0.3).mean() > 0.1
+    assert (edges > 0.7).mean() > 0.2 and (edges < 0.3).mean() > 0.04
     corners = np.array([[view[:48, :48].mean(), view[:48, 48:].mean(), view[48:].mean()] for view in views])
     places = np.bincount(corners.argmax(1), minlength=3) / len(views)
     assert places[:2].min() > 0.3 and places[2] > 0.05
@@ -477,9 +478,9 @@ def test_the_loss_has_the_three_parts_and_the_features_feel_each(dataset, tiny_v
     theirs = teacher.logits(rows["pixels"])
     ours = teacher.read(theirs)
     assert ours.shape == (4, 3) and np.allclose(ours.sum(1), 1)
-    assert (
-        teacher.read(teacher.logits(finetune.batch(list(photos))["pixels"])).argmax(1) == photos.labels
-    ).mean() > 0.5
+    every = teacher.logits(finetune.batch(list(photos))["pixels"])
+    expected = LogisticRegression(C=0.01, max_iter=200).fit(every, photos.labels).predict_proba(theirs)
+    assert np.allclose(ours, expected, atol=1e-3)
     pixels = finetune.scale(rows["pixels"], processor)
     features = network.forward_head(network.forward_features(pixels), pre_logits=True)
     logits = network.get_classifier()(features)
@@ -568,7 +569,8 @@ def test_the_hub_is_read_at_a_revision_and_over_a_fault_at_any_call(hub, no_wait
         shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)  # nothing is there from before
         return sum(map(len, finetune.load_splits(name).values()))
 
-    assert read("you/photos") == 45 and read(f"you/photos@{revisions[0]}") == 36
+    assert read("you/photos") == 45
+    assert read(f"you/photos@{revisions[0]}") == read(f"you/photos@{revisions[0]}") == 36
     for number in range(1, len(hub.requests) + 1):
         hub.faults = {number: (503, "cut", 429)[number % 3]}
         assert read(f"you/photos@{revisions[0]}") == 36 and not hub.faults, number
@@ -596,7 +598,7 @@ def test_the_stress_table_is_that_of_the_photos_made_worse(checkpoint, dataset, 
 
 
 def test_the_card_compares_with_a_baseline_on_the_same_photos(checkpoint, dataset, tmp_path):
-    train(dataset, tmp_path / "new", "--epochs", "1", "--baseline", checkpoint)
+    train(dataset, tmp_path / "new", "--epochs", "8", "--lr", "5e-3", "--baseline", checkpoint)
     test = load_from_disk(str(dataset))["test"]
     new, old = (
         logits_of(folder, test["image"]).argmax(1).numpy() == test["label"][:]
@@ -656,9 +658,12 @@ def test_weights_of_a_folder_start_a_model_of_the_hub_too(dataset, tiny_vit, tmp
     options = ["--model_name", tiny_vit, "--image_size", "32", "--epochs", "1"]
     train(dataset, tmp_path / "first", *options, "--weights", "DEFAULT")
     model, _ = finetune.build_model(str(tiny_vit), ["a", "b", "c"], str(tmp_path / "first"), None)
-    learnt = load_file(tmp_path / "first" / "model.safetensors")
+    learnt = ViTForImageClassification.from_pretrained(tmp_path / "first").state_dict()
     state = model.state_dict()
-    assert [name for name in state if not torch.equal(state[name], learnt[name])] == ["classifier.weight"]
+    assert [name for name in state if not torch.equal(state[name], learnt[name])] == [
+        "classifier.weight",
+        "classifier.bias",
+    ]
 
 
 def test_the_header_for_uv_names_the_versions_of_the_requirements():
@@ -771,7 +776,7 @@ def test_features_without_a_classifier_are_taken_and_one_line_says_what_is_new(t
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1 and "has no classifier: " in said[0] and "conv_head.weight" in said[0]
     spoilt = {
-        "blocks.3.0.conv_pw.weight is missing": lambda tensors: tensors.pop("features.4.block.0.0.weight"),
+        "blocks.2.0.conv_pw.weight is missing": lambda tensors: tensors.pop("features.4.block.0.0.weight"),
         "more is missing, or of another network": lambda tensors: tensors.update(more=torch.zeros(1)),
         "not finite": lambda tensors: tensors["features.0.0.weight"].fill_(float("nan")),
         "conv_stem.weight is": lambda tensors: tensors.update({"features.0.0.weight": torch.zeros(3)}),

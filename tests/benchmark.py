@@ -2,7 +2,7 @@
 
     pip install cleanvision && python tests/benchmark.py prep --image_path images --label_path labels.csv
     python tests/benchmark.py rows --image_path images
-    python tests/benchmark.py train --data_path dataset
+    python tests/benchmark.py train --data_path dataset --teacher efficientnet_lite2
     python tests/benchmark.py options --data_path dataset --teacher efficientnet_lite0
     python tests/benchmark.py serve --image_path full_size
     python tests/benchmark.py accuracy --image_path images --label_path labels.csv
@@ -189,15 +189,15 @@ def rows(image_path: Path, most: int) -> None:
 
 
 BARE_LOOP = """
-import sys, time, torch, torchvision
+import sys, time, torch
 sys.path.insert(0, sys.argv[1])
 import finetune
 finetune.keep_freed_memory()
-model = torchvision.models.get_model("mobilenet_v3_small", num_classes=3)
+model = finetune.build_model("mobilenet_v3_small", ["a", "b", "c"], "none", None)[0].train()
 optimizer = torch.optim.AdamW(model.parameters())
 pixels, labels = torch.randn(64, 3, 160, 160).contiguous(memory_format=torch.channels_last), torch.randint(0, 3, (64,))
 def step():
-    torch.nn.functional.cross_entropy(model(pixels), labels).backward()
+    torch.nn.functional.cross_entropy(model(pixels).logits, labels).backward()
     optimizer.step()
     optimizer.zero_grad()
 for _ in range(3):
@@ -221,14 +221,16 @@ OURS = """
 sys.path.insert(0, sys.argv[1])
 import finetune
 splits = finetune.load_splits(sys.argv[2])
-splits["train"] = part = splits["train"].select(range(min(len(splits["train"]), 3200)))
-splits["validation"], splits["test"] = (splits[name].select(range(64)) for name in ("validation", "test"))
+splits["train"] = part = splits["train"].shuffle(seed=0).select(range(min(len(splits["train"]), 3200)))
+splits["validation"], splits["test"] = (splits[name].shuffle(seed=0).select(range(64)) for name in ("validation", "test"))
 finetune.load_splits = lambda path: splits
-def photos_as_at_the_end(train, trained, size):
-    train.transform = finetune.augmentation(160, 0.4)  # the size of the last epochs, and of the others' photos here
+def photos_as_at_the_end(train, trial):
+    train.side = 160  # the size of the last epochs, and of the others' photos here
     return Report()
-finetune.photos_by_epoch = photos_as_at_the_end
-finetune.finetune(data_path=sys.argv[2], weights="none", epochs=2, checkpoints_path=sys.argv[3])
+finetune.by_epoch = photos_as_at_the_end
+finetune.READING_PHOTOS = 400
+teacher = sys.argv[4] if sys.argv[4:] else None
+finetune.finetune(data_path=sys.argv[2], weights="none", epochs=2, checkpoints_path=sys.argv[3], teacher=teacher)
 """
 
 STOCK = """
@@ -236,11 +238,10 @@ import torch, torchvision
 from datasets import load_from_disk
 from torchvision.transforms import v2
 part = load_from_disk(sys.argv[2])["train"]
-part = part.select(range(min(len(part), 1600)))
-sys.path.insert(0, sys.argv[1])
-import finetune
-change = v2.Compose([finetune.augmentation(160, 0.4), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
-    v2.Normalize(finetune.MEAN, finetune.STD)])
+part = part.shuffle(seed=0).select(range(min(len(part), 1600)))
+normalize = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+change = v2.Compose([v2.RandomResizedCrop(160), v2.RandomHorizontalFlip(), v2.ToImage(),
+    v2.ToDtype(torch.float32, scale=True), normalize])  # those of transformers' run_image_classification.py
 changed = part.with_transform(
     lambda rows: {"pixel_values": [change(image.convert("RGB")) for image in rows["image"]], "labels": rows["label"]})
 class Plain(torch.nn.Module):
@@ -255,27 +256,52 @@ options = transformers.TrainingArguments(output_dir=sys.argv[3], num_train_epoch
 transformers.Trainer(model=Plain(), args=options, train_dataset=changed, callbacks=[Report()]).train()
 """
 
+ASK_TEACHER = """
+import sys, time, torch, transformers
+sys.path.insert(0, sys.argv[1])
+import finetune
+views = torch.randint(0, 256, (64, 160, 160, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+teacher = finetune.Teacher(sys.argv[4], "cpu")
+teacher.times = []
+model = transformers.AutoModelForImageClassification.from_pretrained(sys.argv[4], dtype=torch.float32).eval()
+def eager(pixels):
+    with torch.inference_mode():
+        pixels = torch.nn.functional.interpolate(pixels, (teacher.size,) * 2, mode="bilinear", antialias=True)
+        return model(finetune.scale(pixels, teacher.processor).contiguous()).logits
+ask = eager if sys.argv[5:] else teacher.logits
+ask(views)
+start = time.perf_counter()
+for _ in range(4):
+    ask(views)
+print("photos/s", 4 * 64 / (time.perf_counter() - start))
+"""
 
-def train(data_path: Path) -> None:
-    """An epoch of finetune.py at 160 pixels, alone and by torchrun; the bare training loop; a stock Trainer with PIL."""
+
+def train(data_path: Path, teacher: str | None) -> None:
+    """An epoch of finetune.py at 160 pixels, alone and by torchrun; the bare loop; a stock Trainer; with a teacher."""
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", os.cpu_count(), "--no_python", sys.executable]
         programs = {
-            "finetune.py": ([], REPORT + OURS),
-            "torchrun finetune.py, a process per core": (torchrun, REPORT + OURS),
-            "bare loop": ([], BARE_LOOP),
-            "stock Trainer": ([], REPORT + STOCK),
+            "finetune.py": ([], REPORT + OURS, []),
+            "torchrun finetune.py, a process per core": (torchrun, REPORT + OURS, []),
+            "bare loop": ([], BARE_LOOP, []),
+            "stock Trainer": ([], REPORT + STOCK, []),
         }
-        for name, (start, code) in programs.items():
-            command = [sys.executable, *start, "-c", code, ROOT, data_path, Path(scratch, name.partition(",")[0])]
+        if teacher:
+            programs["finetune.py --teacher"] = ([], REPORT + OURS, [teacher])
+            programs["torchrun finetune.py --teacher"] = (torchrun, REPORT + OURS, [teacher])
+            programs["the teacher alone"] = ([], ASK_TEACHER, [teacher])
+            programs["the teacher alone, in eager torch"] = ([], ASK_TEACHER, [teacher, "eager"])
+        for name, (start, code, more) in programs.items():
+            command = [sys.executable, *start, "-c", code, ROOT, data_path, Path(scratch, name.replace(" ", "")), *more]
             found[name] = float(re.findall(r"photos/s (\S+)", printed(command))[-1])
     ours = list(found.values())[:2]
     rows = [(name, f"{speed:.0f}", *(f"{one / speed:.2f}" for one in ours)) for name, speed in found.items()]
     table(("what", "photos/s", "finetune.py against it", "torchrun finetune.py against it"), rows)
 
 
-OPTIONS = ("", "--teacher {}", "--mix", "--label_smoothing 0.1", "--ema_decay 0.99", "--class_weights none")
+OPTIONS = ("", "--teacher {}", "--class_weights none")
 
 
 def options(data_path: Path, teacher: str) -> None:
@@ -795,8 +821,8 @@ def main() -> None:
     for job in (train, options):
         command = commands.add_parser(job.__name__, help=job.__doc__)
         command.add_argument("--data_path", type=Path, required=True, help="dataset that prep.py made")
+        command.add_argument("--teacher", required=job is options, help="Hub id or folder, as finetune.py takes it")
         command.set_defaults(job=job)
-    command.add_argument("--teacher", required=True, help="Hub id or folder, as finetune.py takes it")
     command = commands.add_parser("crowd", help=crowd.__doc__)
     command.add_argument("--callers", type=int, default=64)
     command.set_defaults(job=crowd)

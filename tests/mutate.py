@@ -210,8 +210,8 @@ FAULTS = [
     Fault(
         "finetune: test photos in training",
         "finetune.py",
-        "(Photos(splits[split], processor) for split in SPLITS)",
-        '(Photos(splits[split], processor) for split in ("test", "validation", "test"))',
+        "train_dataset=train,",
+        "train_dataset=test,",
         "finetune test_split or card_holds",
     ),
     Fault(
@@ -252,8 +252,8 @@ FAULTS = [
     Fault(
         "finetune: training sees other pixels than the app",
         "finetune.py",
-        "normalize(pixels, processor.image_mean, processor.image_std)",
-        "pixels",
+        ".sub_(mean / std)",
+        "",
         "finetune same_numbers or best_epoch",
     ),
     Fault(
@@ -273,9 +273,9 @@ FAULTS = [
     Fault(
         "finetune: the teacher has no weight",
         "finetune.py",
-        "TEACHER_WEIGHT = 3.0",
-        "TEACHER_WEIGHT = 0.0",
-        "finetune teacher or options",
+        "loss = LABELS * loss + OUR_CLASSES * divergence(logits, ours)",
+        "loss = LABELS * loss",
+        "finetune three_parts",
     ),
     Fault(
         "finetune: each process takes the whole batch",
@@ -292,11 +292,46 @@ FAULTS = [
         "finetune same_seed or resumes",
     ),
     Fault(
-        "finetune: no retry of a push",
+        "finetune: the Hub is asked once",
         "finetune.py",
         "stop_after_attempt(5)",
         "stop_after_attempt(1)",
-        "finetune gets_over",
+        "finetune gets_over or over_a_fault",
+    ),
+    Fault(
+        "finetune: one machine alone saves epochs",
+        "finetune.py",
+        "save_on_each_node=True",
+        "save_on_each_node=False",
+        "finetune two_machines",
+    ),
+    Fault(
+        "finetune: nobody waits for a slow teacher",
+        "finetune.py",
+        ", timeout=timedelta(days=30)",
+        "",
+        "finetune teacher_is_slow",
+    ),
+    Fault(
+        "finetune: views differ from run to run",
+        "finetune.py",
+        'random.Random(f"{self.seed} {self.epoch} {index}")',
+        "random.Random()",
+        "finetune depends_on_seed or same_seed",
+    ),
+    Fault(
+        "finetune: the stress table blurs less than it says",
+        "finetune.py",
+        "GaussianBlur(4 * side / 224))",
+        "GaussianBlur(side / 224))",
+        "finetune stress_table",
+    ),
+    Fault(
+        "finetune: the baseline's mistakes are counted as its own",
+        "finetune.py",
+        "int((right & ~theirs).sum()), int((theirs & ~right).sum())",
+        "int((theirs & ~right).sum()), int((right & ~theirs).sum())",
+        "finetune baseline",
     ),
     Fault(
         "app: channels in the wrong order",
@@ -406,8 +441,8 @@ FAULTS = [
     Fault(
         "finetune: torchvision's weights are not taken",
         "finetune.py",
-        "    network.load_state_dict(shaped, strict=False)",
-        "    pass",
+        "        own[name].copy_(given[name].reshape(own[name].shape))",
+        "        pass",
         "finetune same_function or new_head",
     ),
     Fault(

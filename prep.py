@@ -430,15 +430,14 @@ def frame_of_rows(rows: list[tuple[int, list]], files: Files) -> pd.DataFrame:
 
 
 def frame_of_sheets(content: bytes, files: Files) -> pd.DataFrame:
-    """Return a frame of text with the rows of those sheets of a workbook that name photos."""
+    """Return a frame of text with the rows of all sheets of a workbook; a sheet called "Test" gives them that split."""
     sheets = pd.read_excel(io.BytesIO(content), sheet_name=None, header=None, dtype=str, keep_default_na=False)
-    frames = {name: frame_of_rows([*enumerate(sheet.to_numpy().tolist(), 1)], files) for name, sheet in sheets.items()}
-    named = {name: frame for name, frame in frames.items() if any(hits(frame[column], files) for column in frame)}
-    for name, frame in named.items() if len(named) > 1 else ():
-        frame.index = [f"{name} {row}" for row in frame.index]
-        if all(map(split_of, named)) or frame.shape[1] == 1:
-            frame["sheet"] = name
-    return pd.concat((named or frames).values()).fillna("")
+    frames = []
+    for name, sheet in sheets.items():
+        frame = frame_of_rows([*enumerate(sheet.to_numpy().tolist(), 1)], files)
+        frame.index = [f"{name} {row}" if len(sheets) > 1 else row for row in frame.index]
+        frames.append(frame.assign(sheet=split_of(name)) if any(map(split_of, sheets)) else frame)
+    return pd.concat(frames).fillna("")
 
 
 def read_list(path: Path, encoding: str | None, files: Files) -> pd.DataFrame:
@@ -888,12 +887,8 @@ def photos_by_class(counts: np.ndarray, size: float) -> np.ndarray:
 def split_photos(labels, groups, given, names: list[str], sizes: dict[str, float], seed: int) -> np.ndarray:
     """Return the place in SPLITS of every photo, shape (photos,): the given one, else stratified, random, by group.
 
-    Args:
-        labels, groups: numbers, shape (photos,).
-        given: places in SPLITS, shape (photos,); splits that no photo is in are cut from train.
-        sizes: share or number of the photos in train for the test split; then for validation, of those that are left.
-
-    Raises ValueError if the sizes cannot be met, or a class would be absent from a split.
+    Splits that no photo is `given` are cut from train. Labels, groups and given places are numbers, shape (photos,).
+    Raises ValueError if the sizes (shares or numbers of photos) cannot be met, or a class would be absent from a split.
     """
     cut = [place for place in (2, 1) if not (given == place).any()]
     pool = np.flatnonzero(given == 0)
@@ -1119,7 +1114,6 @@ def check_flags(asked: dict) -> None:
         and not (label_path.is_file() or (image_path / label_path).is_file())
     ):
         raise OSError(f"--label_path {label_path} is not a file.")
-    restore(dst_path)
     if dst_path.exists() and not asked["overwrite"]:
         raise OSError(f"--dst_path {dst_path} exists already. Choose another folder, or add --overwrite to replace it.")
     if dst_path.exists() and not (dst_path / "dataset_dict.json").is_file():
@@ -1179,11 +1173,10 @@ def split_rows(
         notes.append(f"Near-duplicates that lie in several given splits: {counts['across']} groups")
     parts = {label: set(re.split(r"[\s|;,/&+]+", label)) for label in names}
     joined = [label for label in names if len(parts[label]) > 1 and parts[label] <= set(names)]
-    for said, photos in {
-        "Labels made of other labels, each a class of its own": usable["label"].isin(joined).sum(),
-        "Grey of more than 8 bits, scaled from each photo's darkest to its brightest": usable["deep"].sum(),
-    }.items():
-        notes += [f"{said}: {photos} photos"] * bool(photos)
+    several = usable["label"].isin(joined).sum()
+    notes += [f"Labels made of other labels, each a class of its own: {several} photos"] * bool(several)
+    said = "Grey of more than 8 bits, scaled from each photo's darkest to its brightest"
+    notes += [f"{said}: {usable['deep'].sum()} photos"] * bool(usable["deep"].any())
     for said, odd in usable[usable["odd"] != ""].sort_values("degree", kind="stable").groupby("odd"):
         notes.append(f"{said}: {len(odd)} photos, such as {', '.join(odd['name'][:5])}")
     table = pd.crosstab(labels, split).reindex(index=range(len(names)), columns=range(3), fill_value=0)
@@ -1207,7 +1200,7 @@ def prepare(
     seed: Annotated[int, "the same seed gives the same split"] = 42,
     image_size: Annotated[int | None, "scale larger photos down to this shorter side"] = None,
     suspects: Annotated[
-        str | None, "image classifier that lists labels that are perhaps wrong; folder or on the Hub"
+        str | None, "image classifier, folder or on the Hub, that finds labels that may be wrong"
     ] = None,
     num_proc: Annotated[int | None, "photos that are checked at the same time; 1: in this process alone"] = None,
     dry_run: Annotated[bool, "show the outcome, and write no dataset"] = False,
@@ -1227,8 +1220,10 @@ def prepare(
     if multiprocessing.parent_process() and "__file__" not in vars(sys.modules["__main__"]):
         said = 'Put the call of prepare under if __name__ == "__main__": its processes read the script too.'
         sys.exit(f"prep.py: error: {said}")
-    check_flags(asked)
     dst_path = Path(dst_path)
+    unfinished, replaced = (dst_path.with_name(f".{dst_path.name}.{word}") for word in ("partial", "replaced"))
+    restore(dst_path, unfinished, replaced)
+    check_flags(asked)
     if push_to_hub:
         create_repo(push_to_hub)  # now, so that a missing login does not show only after the work
     model = load_model(suspects) if suspects else None
@@ -1236,7 +1231,7 @@ def prepare(
     import datasets  # heavy, so after the checks
 
     new_folders = [folder for folder in dst_path.absolute().parents if not folder.exists()]
-    unfinished, scratch = hidden(dst_path, "partial"), hidden(dst_path, "partial") / "scratch"
+    scratch = unfinished / "scratch"
     table = None
     try:
         (scratch / "copies").mkdir(parents=True)
@@ -1254,7 +1249,8 @@ def prepare(
             found = ", ".join(names) or "none"
             raise ValueError(f"A classifier needs usable photos of two classes or more; there are: {found}.")
         labels = pd.Categorical(usable["label"], names).codes.astype(int)
-        split, facts = split_rows(usable, names, labels, {"test": test_size, "validation": validation_size}, seed)
+        sizes = {"test": test_size, "validation": validation_size}
+        split, facts = split_rows(usable, names, labels, sizes, seed)
         print(*facts["notes"], sep="\n")
         for name, counts in facts["splits"].items():
             by_class = ", ".join(f"{one} {count}" for one, count in counts.items())
@@ -1270,17 +1266,12 @@ def prepare(
             facts["notes"].append(find_suspects(usable, labels, names, model, seed, unfinished))
             print(facts["notes"][-1])
         facts["notes"] += [f"Taken as one label: {', '.join(words)} → {one}" for one, words in merged.items()]
-        facts |= {"rows": len(table), "dropped": dropped, "unnamed_files": unnamed, "merged": merged}
-        facts |= {
-            "test_size": test_size,
-            "validation_size": validation_size,
-            "seed": seed,
-            "command": command_line(asked),
-        }
+        facts |= {"rows": len(table), "dropped": dropped, "unnamed_files": unnamed, "merged": merged, "seed": seed}
+        facts |= {f"{name}_size": size for name, size in sizes.items()} | {"command": command_line(asked)}
         write_report(unfinished, facts, table, dst_path.name)
         shutil.rmtree(scratch)
         if dst_path.exists():
-            dst_path.rename(hidden(dst_path, "replaced"))
+            dst_path.rename(replaced)
         unfinished.rename(dst_path)
     except ValueError as error:
         if table is None:
@@ -1292,21 +1283,15 @@ def prepare(
         for folder in new_folders:
             with suppress(OSError):
                 folder.rmdir()
-    shutil.rmtree(hidden(dst_path, "replaced"), ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
     print(f"Dataset written to {dst_path}; what was left out, and why, is in {dst_path / 'dropped.csv'}")
     if push_to_hub:
         push(dst_path, push_to_hub)
     return datasets.load_from_disk(str(dst_path))
 
 
-def hidden(dst_path: Path, word: str) -> Path:
-    """Return the folder beside `dst_path` for a dataset that is not finished, or one that is being replaced."""
-    return dst_path.with_name(f".{dst_path.name}.{word}")
-
-
-def restore(dst_path: Path) -> None:
+def restore(dst_path: Path, unfinished: Path, replaced: Path) -> None:
     """Clear away what a killed run left; a dataset that it was replacing goes back to its place."""
-    unfinished, replaced = hidden(dst_path, "partial"), hidden(dst_path, "replaced")
     if unfinished.exists():
         print(f"Found the unfinished dataset of a run that was stopped, {unfinished}, and removed it.")
         shutil.rmtree(unfinished)
@@ -1409,7 +1394,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    arguments = [underscored(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    arguments = sys.argv[1:] if argv is None else argv  # --image-path=a-b is --image_path=a-b too
+    arguments = [re.sub("(?<=^--)[^=]+", lambda flag: flag[0].replace("-", "_"), argument) for argument in arguments]
     try:
         prepare(**vars(parser().parse_args(arguments)))
     except (OSError, ValueError) as error:
@@ -1418,12 +1404,6 @@ def main(argv: list[str] | None = None) -> None:
         sys.unraisablehook = lambda _: None  # a progress bar that was stopped half made has no more to say
         print("prep.py: stopped, no dataset was written", file=sys.stderr)
         sys.exit(130)
-
-
-def underscored(argument: str) -> str:
-    """Return `--image-path=a-b` as `--image_path=a-b`, so that both spellings of a flag work."""
-    flag, equals, value = argument.partition("=")
-    return flag.replace("-", "_").replace("__", "--", 1) + equals + value if flag.startswith("--") else argument
 
 
 if __name__ == "__main__":

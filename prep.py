@@ -181,8 +181,8 @@ def unpack(archive: Path, folder: Path, encoding: str | None, room: list[int]) -
         inner.unlink()
 
 
-def list_files(folder: Path) -> Files:
-    """Return the files below a folder, without hidden ones; a link is followed only to a file of the folder."""
+def list_files(folder: Path, within: Path) -> Files:
+    """Return the files below a folder, without hidden ones; a link is followed only to a file that lies `within` another."""
     files = Files(folder, [], {}, {})
     for root, folders, found in os.walk(folder):
         start = root[len(str(folder)) + 1 :].replace(os.sep, "/")
@@ -193,7 +193,7 @@ def list_files(folder: Path) -> Files:
             mode = os.lstat(path).st_mode
             if stat.S_ISLNK(mode):
                 real = Path(os.path.realpath(path))
-                if not real.is_relative_to(folder):
+                if not real.is_relative_to(within):
                     files.odd[name] = "outside the folder: the link leads out of the image folder"
                 elif not real.is_file():
                     files.odd[name] = "missing file: the link leads to no file"
@@ -553,7 +553,7 @@ def choose_columns(raw: pd.DataFrame, files: Files, columns: dict[str, str | Non
                 raise ValueError(f"--{flag}_column {name}: there is no such column; there are: {', '.join(raw)}.")
     image = image or image_column_of(raw.drop(columns=[name for name in several if name]), files)
     others = [name for name in raw if name not in (image, group, *several)]
-    split, splits = splits_in(raw[[given] if given in raw else [] if given else others])
+    split, splits = splits_in(raw[[name for name in ([given] if given else others) if name in raw]])
     if given in raw and not splits:
         raise ValueError(f"--split_column {given} needs values such as train, validation and test.")
     others = [name for name in others if name != split and raw[name].str.contains(IMAGE_NAME).mean() < 0.5]
@@ -615,24 +615,35 @@ def rows_of_folders(files: Files) -> pd.DataFrame:
     return pd.DataFrame({"name": files.names, "label": labels, "row": "", "split": "", "group": "", "reason": ""})
 
 
-def read_dataset(source: str, folder: Path, columns: dict[str, str | None]) -> tuple[Files, pd.DataFrame]:
-    """Write the photos of a `datasets` folder, a Parquet file or a dataset of the Hub, `owner/name@revision`, into a folder
-    for each split; return them and their rows. Raises OSError or ValueError if it cannot be read or has no photos.
+def download(source: str) -> Path:
+    """Return the folder with the data files of a dataset on the Hub, `owner/name` or `owner/name@revision`; OSError if none."""
+    from huggingface_hub import snapshot_download
+
+    repo_id, _, revision = source.partition("@")
+    endings = f"{IMAGE_ENDINGS} {LIST_ENDINGS} {ARCHIVE_ENDINGS} arrow gz md".split()
+    wanted = [f"*.{ending}" for name in endings for ending in (name, name.upper())]
+    options = {"repo_type": "dataset", "revision": revision or None, "allow_patterns": wanted}
+    said = f"--image_path {source} is neither a folder or file, nor a dataset that the Hub hands out"
+    return Path(
+        ask_hub(lambda: snapshot_download(repo_id, **options), said, "Log in with `hf auth login` if it is private")
+    )
+
+
+def read_dataset(source: Path, folder: Path, columns: dict[str, str | None]) -> tuple[Files, pd.DataFrame]:
+    """Write the photos of a `datasets` folder or a Parquet file into a folder for each split; return them and their rows.
+
+    Raises ValueError if it cannot be read or has no photos.
     """
     import datasets
 
-    def load():
-        if any(Path(source, name).is_file() for name in ("dataset_dict.json", "state.json")):
-            return datasets.load_from_disk(source)
-        if Path(source).is_file():
-            return datasets.load_dataset("parquet", data_files=source, cache_dir=str(folder / ".cache"))
-        if Path(source).is_dir():
-            return datasets.load_dataset(source, cache_dir=str(folder / ".cache"))
-        name, _, revision = source.partition("@")
-        return datasets.load_dataset(name, revision=revision or None)
-
-    said = f"--image_path {source} is neither a folder with photos nor a dataset that the Hub hands out or that can be read"
-    data = ask_hub(load, said, "Log in with `hf auth login` if it is private")
+    try:
+        if any((source / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            data = datasets.load_from_disk(str(source))
+        else:
+            kind = {"path": "parquet", "data_files": str(source)} if source.is_file() else {"path": str(source)}
+            data = datasets.load_dataset(**kind, cache_dir=str(folder / ".cache"))
+    except Exception as error:
+        raise ValueError(f"--image_path {source} cannot be read as a dataset: {first_line(error)}.") from error
     data = data if isinstance(data, dict) else {"all": data}
     features = next(iter(data.values())).features
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image) or "binary" in str(kind)]
@@ -640,7 +651,7 @@ def read_dataset(source: str, folder: Path, columns: dict[str, str | None]) -> t
     image = columns["image_column"] or max(images, key=lambda name: usual(name, IMAGE_COLUMNS), default=None)
     if image not in images:
         raise ValueError(f"Which column holds the photos? Give --image_column, one of: {', '.join(features)}.")
-    frames, cache_home = [], Path(datasets.config.HF_CACHE_HOME).resolve()
+    frames = []
     for split, part in data.items():
         if not split_of(split) and any(map(split_of, data)):
             print(f"The split {split!r} is none of train, validation and test: its {part.num_rows} rows are left out.")
@@ -648,21 +659,16 @@ def read_dataset(source: str, folder: Path, columns: dict[str, str | None]) -> t
         (folder / split).mkdir(parents=True)
         rows = []
         for number, row in enumerate(part.cast_column(image, datasets.Image(decode=False))):
-            photo, path = row[image] or {}, Path((row[image] or {}).get("path") or "")
-            content = photo.get("bytes") or b""
-            if not content and path.resolve().is_relative_to(
-                cache_home
-            ):  # what the library has downloaded, nothing else
-                content = path.read_bytes()
+            photo = row[image] or {}
             for name, kind in classes.items():
                 row[name] = "" if row[name] in (None, -1) else kind.int2str(row[name])
             row = {name: value for name, value in row.items() if name not in images}
-            row[image] = f"{split}/{number:07d}{path.suffix}"
-            (folder / row[image]).write_bytes(content)
+            row[image] = f"{split}/{number:07d}{Path(photo.get('path') or '').suffix}"
+            (folder / row[image]).write_bytes(photo.get("bytes") or b"")  # a file that is only named is not read
             rows.append(row)
         frames.append(frame_of_records(rows).set_axis([f"{split} {number}" for number in range(len(rows))]))
     label = columns["label_column"] or (list(classes)[0] if len(classes) == 1 else None)
-    files = list_files(folder)
+    files = list_files(folder, folder)
     raw = pd.concat(frames).fillna("")
     return files, choose_columns(raw, files, columns | {"image_column": image, "label_column": label})
 
@@ -674,19 +680,23 @@ def read_rows(
 
     Raises OSError or ValueError if there are none, or it is not clear what means what.
     """
-    path = Path(image_path)
-    files = list_files(path.resolve()) if path.is_dir() else Files(path.parent, [path.name], {}, {})
+    path = Path(image_path).resolve() if Path(image_path).exists() else download(str(image_path))
+    within = path if Path(image_path).exists() else path.parents[1]  # the Hub's cache has links to its own files
+    files = list_files(path, within) if path.is_dir() else Files(path.parent, [path.name], {}, {})
     packed = [name for name in files.names if ARCHIVE_NAME.search(name)]
-    if packed and path.exists() and not any(map(IMAGE_NAME.search, files.names)):
-        path = scratch / "unpacked"
+    if packed and not any(map(IMAGE_NAME.search, files.names)):
+        path = (scratch / "unpacked").resolve()
         room = [MAX_UNPACKED_FILES, min(MAX_UNPACKED_BYTES, shutil.disk_usage(scratch).free)]
         for name in packed:
             unpack(files.folder / name, path / ARCHIVE_NAME.sub("", name) if packed[1:] else path, encoding, room)
-        files = list_files(path.resolve())
-    photos = any(map(IMAGE_NAME.search, files.names))
+        files = list_files(path, path)
     tables = [name for name in files.names if name.endswith((".parquet", "dataset_dict.json", "state.json"))]
-    if not path.is_dir() or (tables and not photos and not label_path):
-        return read_dataset(str(path), scratch / "rows", columns)
+    if tables and not label_path and not any(map(IMAGE_NAME.search, files.names)):
+        return read_dataset(path, scratch / "rows", columns)
+    if not path.is_dir():
+        raise ValueError(
+            f"--image_path {image_path} is neither a folder, a .zip or .tar, a Parquet file nor a dataset."
+        )
     if label_path:
         label_path = Path(label_path) if Path(label_path).is_file() else path / label_path
         return files, choose_columns(read_list(label_path, encoding, files), files, columns)

@@ -70,7 +70,7 @@ FAULTS = [
     Fault(
         "prep: links not confined",
         "prep.py",
-        "if not real.is_relative_to(folder):",
+        "if not real.is_relative_to(within):",
         "if False:",
         "prep cannot_be_used",
     ),

@@ -181,8 +181,8 @@ def unpack(archive: Path, folder: Path, encoding: str | None, room: list[int]) -
         inner.unlink()
 
 
-def list_files(folder: Path) -> Files:
-    """Return the files below a folder, without hidden ones; a link is followed only to a file of the folder."""
+def list_files(folder: Path, within: Path) -> Files:
+    """Return the files below a folder, without hidden ones; a link is followed only to a file that lies `within` another."""
     files = Files(folder, [], {}, {})
     for root, folders, found in os.walk(folder):
         start = root[len(str(folder)) + 1 :].replace(os.sep, "/")
@@ -193,7 +193,7 @@ def list_files(folder: Path) -> Files:
             mode = os.lstat(path).st_mode
             if stat.S_ISLNK(mode):
                 real = Path(os.path.realpath(path))
-                if not real.is_relative_to(folder):
+                if not real.is_relative_to(within):
                     files.odd[name] = "outside the folder: the link leads out of the image folder"
                 elif not real.is_file():
                     files.odd[name] = "missing file: the link leads to no file"
@@ -430,15 +430,14 @@ def frame_of_rows(rows: list[tuple[int, list]], files: Files) -> pd.DataFrame:
 
 
 def frame_of_sheets(content: bytes, files: Files) -> pd.DataFrame:
-    """Return a frame of text with the rows of those sheets of a workbook that name photos."""
+    """Return a frame of text with the rows of all sheets of a workbook; a sheet called "Test" gives them that split."""
     sheets = pd.read_excel(io.BytesIO(content), sheet_name=None, header=None, dtype=str, keep_default_na=False)
-    frames = {name: frame_of_rows([*enumerate(sheet.to_numpy().tolist(), 1)], files) for name, sheet in sheets.items()}
-    named = {name: frame for name, frame in frames.items() if any(hits(frame[column], files) for column in frame)}
-    for name, frame in named.items() if len(named) > 1 else ():
-        frame.index = [f"{name} {row}" for row in frame.index]
-        if all(map(split_of, named)) or frame.shape[1] == 1:
-            frame["sheet"] = name
-    return pd.concat((named or frames).values()).fillna("")
+    frames = []
+    for name, sheet in sheets.items():
+        frame = frame_of_rows([*enumerate(sheet.to_numpy().tolist(), 1)], files)
+        frame.index = [f"{name} {row}" if len(sheets) > 1 else row for row in frame.index]
+        frames.append(frame.assign(sheet=split_of(name)) if any(map(split_of, sheets)) else frame)
+    return pd.concat(frames).fillna("")
 
 
 def read_list(path: Path, encoding: str | None, files: Files) -> pd.DataFrame:
@@ -554,7 +553,7 @@ def choose_columns(raw: pd.DataFrame, files: Files, columns: dict[str, str | Non
                 raise ValueError(f"--{flag}_column {name}: there is no such column; there are: {', '.join(raw)}.")
     image = image or image_column_of(raw.drop(columns=[name for name in several if name]), files)
     others = [name for name in raw if name not in (image, group, *several)]
-    split, splits = splits_in(raw[[given] if given in raw else [] if given else others])
+    split, splits = splits_in(raw[[name for name in ([given] if given else others) if name in raw]])
     if given in raw and not splits:
         raise ValueError(f"--split_column {given} needs values such as train, validation and test.")
     others = [name for name in others if name != split and raw[name].str.contains(IMAGE_NAME).mean() < 0.5]
@@ -616,24 +615,35 @@ def rows_of_folders(files: Files) -> pd.DataFrame:
     return pd.DataFrame({"name": files.names, "label": labels, "row": "", "split": "", "group": "", "reason": ""})
 
 
-def read_dataset(source: str, folder: Path, columns: dict[str, str | None]) -> tuple[Files, pd.DataFrame]:
-    """Write the photos of a `datasets` folder, a Parquet file or a dataset of the Hub, `owner/name@revision`, into a folder
-    for each split; return them and their rows. Raises OSError or ValueError if it cannot be read or has no photos.
+def download(source: str) -> Path:
+    """Return the folder with the data files of a dataset on the Hub, `owner/name` or `owner/name@revision`; OSError if none."""
+    from huggingface_hub import snapshot_download
+
+    repo_id, _, revision = source.partition("@")
+    endings = f"{IMAGE_ENDINGS} {LIST_ENDINGS} {ARCHIVE_ENDINGS} arrow gz md".split()
+    wanted = [f"*.{ending}" for name in endings for ending in (name, name.upper())]
+    options = {"repo_type": "dataset", "revision": revision or None, "allow_patterns": wanted}
+    said = f"--image_path {source} is neither a folder or file, nor a dataset that the Hub hands out"
+    return Path(
+        ask_hub(lambda: snapshot_download(repo_id, **options), said, "Log in with `hf auth login` if it is private")
+    )
+
+
+def read_dataset(source: Path, folder: Path, columns: dict[str, str | None]) -> tuple[Files, pd.DataFrame]:
+    """Write the photos of a `datasets` folder or a Parquet file into a folder for each split; return them and their rows.
+
+    Raises ValueError if it cannot be read or has no photos.
     """
     import datasets
 
-    def load():
-        if any(Path(source, name).is_file() for name in ("dataset_dict.json", "state.json")):
-            return datasets.load_from_disk(source)
-        if Path(source).is_file():
-            return datasets.load_dataset("parquet", data_files=source, cache_dir=str(folder / ".cache"))
-        if Path(source).is_dir():
-            return datasets.load_dataset(source, cache_dir=str(folder / ".cache"))
-        name, _, revision = source.partition("@")
-        return datasets.load_dataset(name, revision=revision or None)
-
-    said = f"--image_path {source} is neither a folder with photos nor a dataset that the Hub hands out or that can be read"
-    data = ask_hub(load, said, "Log in with `hf auth login` if it is private")
+    try:
+        if any((source / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            data = datasets.load_from_disk(str(source))
+        else:
+            kind = {"path": "parquet", "data_files": str(source)} if source.is_file() else {"path": str(source)}
+            data = datasets.load_dataset(**kind, cache_dir=str(folder / ".cache"))
+    except Exception as error:
+        raise ValueError(f"--image_path {source} cannot be read as a dataset: {first_line(error)}.") from error
     data = data if isinstance(data, dict) else {"all": data}
     features = next(iter(data.values())).features
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image) or "binary" in str(kind)]
@@ -641,7 +651,7 @@ def read_dataset(source: str, folder: Path, columns: dict[str, str | None]) -> t
     image = columns["image_column"] or max(images, key=lambda name: usual(name, IMAGE_COLUMNS), default=None)
     if image not in images:
         raise ValueError(f"Which column holds the photos? Give --image_column, one of: {', '.join(features)}.")
-    frames, cache_home = [], Path(datasets.config.HF_CACHE_HOME).resolve()
+    frames = []
     for split, part in data.items():
         if not split_of(split) and any(map(split_of, data)):
             print(f"The split {split!r} is none of train, validation and test: its {part.num_rows} rows are left out.")
@@ -649,21 +659,16 @@ def read_dataset(source: str, folder: Path, columns: dict[str, str | None]) -> t
         (folder / split).mkdir(parents=True)
         rows = []
         for number, row in enumerate(part.cast_column(image, datasets.Image(decode=False))):
-            photo, path = row[image] or {}, Path((row[image] or {}).get("path") or "")
-            content = photo.get("bytes") or b""
-            if not content and path.resolve().is_relative_to(
-                cache_home
-            ):  # what the library has downloaded, nothing else
-                content = path.read_bytes()
+            photo = row[image] or {}
             for name, kind in classes.items():
                 row[name] = "" if row[name] in (None, -1) else kind.int2str(row[name])
             row = {name: value for name, value in row.items() if name not in images}
-            row[image] = f"{split}/{number:07d}{path.suffix}"
-            (folder / row[image]).write_bytes(content)
+            row[image] = f"{split}/{number:07d}{Path(photo.get('path') or '').suffix}"
+            (folder / row[image]).write_bytes(photo.get("bytes") or b"")  # a file that is only named is not read
             rows.append(row)
         frames.append(frame_of_records(rows).set_axis([f"{split} {number}" for number in range(len(rows))]))
     label = columns["label_column"] or (list(classes)[0] if len(classes) == 1 else None)
-    files = list_files(folder)
+    files = list_files(folder, folder)
     raw = pd.concat(frames).fillna("")
     return files, choose_columns(raw, files, columns | {"image_column": image, "label_column": label})
 
@@ -675,19 +680,23 @@ def read_rows(
 
     Raises OSError or ValueError if there are none, or it is not clear what means what.
     """
-    path = Path(image_path)
-    files = list_files(path.resolve()) if path.is_dir() else Files(path.parent, [path.name], {}, {})
+    path = Path(image_path).resolve() if Path(image_path).exists() else download(str(image_path))
+    within = path if Path(image_path).exists() else path.parents[1]  # the Hub's cache has links to its own files
+    files = list_files(path, within) if path.is_dir() else Files(path.parent, [path.name], {}, {})
     packed = [name for name in files.names if ARCHIVE_NAME.search(name)]
-    if packed and path.exists() and not any(map(IMAGE_NAME.search, files.names)):
-        path = scratch / "unpacked"
+    if packed and not any(map(IMAGE_NAME.search, files.names)):
+        path = (scratch / "unpacked").resolve()
         room = [MAX_UNPACKED_FILES, min(MAX_UNPACKED_BYTES, shutil.disk_usage(scratch).free)]
         for name in packed:
             unpack(files.folder / name, path / ARCHIVE_NAME.sub("", name) if packed[1:] else path, encoding, room)
-        files = list_files(path.resolve())
-    photos = any(map(IMAGE_NAME.search, files.names))
+        files = list_files(path, path)
     tables = [name for name in files.names if name.endswith((".parquet", "dataset_dict.json", "state.json"))]
-    if not path.is_dir() or (tables and not photos and not label_path):
-        return read_dataset(str(path), scratch / "rows", columns)
+    if tables and not label_path and not any(map(IMAGE_NAME.search, files.names)):
+        return read_dataset(path, scratch / "rows", columns)
+    if not path.is_dir():
+        raise ValueError(
+            f"--image_path {image_path} is neither a folder, a .zip or .tar, a Parquet file nor a dataset."
+        )
     if label_path:
         label_path = Path(label_path) if Path(label_path).is_file() else path / label_path
         return files, choose_columns(read_list(label_path, encoding, files), files, columns)
@@ -888,12 +897,8 @@ def photos_by_class(counts: np.ndarray, size: float) -> np.ndarray:
 def split_photos(labels, groups, given, names: list[str], sizes: dict[str, float], seed: int) -> np.ndarray:
     """Return the place in SPLITS of every photo, shape (photos,): the given one, else stratified, random, by group.
 
-    Args:
-        labels, groups: numbers, shape (photos,).
-        given: places in SPLITS, shape (photos,); splits that no photo is in are cut from train.
-        sizes: share or number of the photos in train for the test split; then for validation, of those that are left.
-
-    Raises ValueError if the sizes cannot be met, or a class would be absent from a split.
+    Splits that no photo is `given` are cut from train. Labels, groups and given places are numbers, shape (photos,).
+    Raises ValueError if the sizes (shares or numbers of photos) cannot be met, or a class would be absent from a split.
     """
     cut = [place for place in (2, 1) if not (given == place).any()]
     pool = np.flatnonzero(given == 0)
@@ -1119,7 +1124,6 @@ def check_flags(asked: dict) -> None:
         and not (label_path.is_file() or (image_path / label_path).is_file())
     ):
         raise OSError(f"--label_path {label_path} is not a file.")
-    restore(dst_path)
     if dst_path.exists() and not asked["overwrite"]:
         raise OSError(f"--dst_path {dst_path} exists already. Choose another folder, or add --overwrite to replace it.")
     if dst_path.exists() and not (dst_path / "dataset_dict.json").is_file():
@@ -1179,11 +1183,10 @@ def split_rows(
         notes.append(f"Near-duplicates that lie in several given splits: {counts['across']} groups")
     parts = {label: set(re.split(r"[\s|;,/&+]+", label)) for label in names}
     joined = [label for label in names if len(parts[label]) > 1 and parts[label] <= set(names)]
-    for said, photos in {
-        "Labels made of other labels, each a class of its own": usable["label"].isin(joined).sum(),
-        "Grey of more than 8 bits, scaled from each photo's darkest to its brightest": usable["deep"].sum(),
-    }.items():
-        notes += [f"{said}: {photos} photos"] * bool(photos)
+    several = usable["label"].isin(joined).sum()
+    notes += [f"Labels made of other labels, each a class of its own: {several} photos"] * bool(several)
+    said = "Grey of more than 8 bits, scaled from each photo's darkest to its brightest"
+    notes += [f"{said}: {usable['deep'].sum()} photos"] * bool(usable["deep"].any())
     for said, odd in usable[usable["odd"] != ""].sort_values("degree", kind="stable").groupby("odd"):
         notes.append(f"{said}: {len(odd)} photos, such as {', '.join(odd['name'][:5])}")
     table = pd.crosstab(labels, split).reindex(index=range(len(names)), columns=range(3), fill_value=0)
@@ -1207,7 +1210,7 @@ def prepare(
     seed: Annotated[int, "the same seed gives the same split"] = 42,
     image_size: Annotated[int | None, "scale larger photos down to this shorter side"] = None,
     suspects: Annotated[
-        str | None, "image classifier that lists labels that are perhaps wrong; folder or on the Hub"
+        str | None, "image classifier, folder or on the Hub, that finds labels that may be wrong"
     ] = None,
     num_proc: Annotated[int | None, "photos that are checked at the same time; 1: in this process alone"] = None,
     dry_run: Annotated[bool, "show the outcome, and write no dataset"] = False,
@@ -1227,8 +1230,10 @@ def prepare(
     if multiprocessing.parent_process() and "__file__" not in vars(sys.modules["__main__"]):
         said = 'Put the call of prepare under if __name__ == "__main__": its processes read the script too.'
         sys.exit(f"prep.py: error: {said}")
-    check_flags(asked)
     dst_path = Path(dst_path)
+    unfinished, replaced = (dst_path.with_name(f".{dst_path.name}.{word}") for word in ("partial", "replaced"))
+    restore(dst_path, unfinished, replaced)
+    check_flags(asked)
     if push_to_hub:
         create_repo(push_to_hub)  # now, so that a missing login does not show only after the work
     model = load_model(suspects) if suspects else None
@@ -1236,7 +1241,7 @@ def prepare(
     import datasets  # heavy, so after the checks
 
     new_folders = [folder for folder in dst_path.absolute().parents if not folder.exists()]
-    unfinished, scratch = hidden(dst_path, "partial"), hidden(dst_path, "partial") / "scratch"
+    scratch = unfinished / "scratch"
     table = None
     try:
         (scratch / "copies").mkdir(parents=True)
@@ -1254,7 +1259,8 @@ def prepare(
             found = ", ".join(names) or "none"
             raise ValueError(f"A classifier needs usable photos of two classes or more; there are: {found}.")
         labels = pd.Categorical(usable["label"], names).codes.astype(int)
-        split, facts = split_rows(usable, names, labels, {"test": test_size, "validation": validation_size}, seed)
+        sizes = {"test": test_size, "validation": validation_size}
+        split, facts = split_rows(usable, names, labels, sizes, seed)
         print(*facts["notes"], sep="\n")
         for name, counts in facts["splits"].items():
             by_class = ", ".join(f"{one} {count}" for one, count in counts.items())
@@ -1270,17 +1276,12 @@ def prepare(
             facts["notes"].append(find_suspects(usable, labels, names, model, seed, unfinished))
             print(facts["notes"][-1])
         facts["notes"] += [f"Taken as one label: {', '.join(words)} → {one}" for one, words in merged.items()]
-        facts |= {"rows": len(table), "dropped": dropped, "unnamed_files": unnamed, "merged": merged}
-        facts |= {
-            "test_size": test_size,
-            "validation_size": validation_size,
-            "seed": seed,
-            "command": command_line(asked),
-        }
+        facts |= {"rows": len(table), "dropped": dropped, "unnamed_files": unnamed, "merged": merged, "seed": seed}
+        facts |= {f"{name}_size": size for name, size in sizes.items()} | {"command": command_line(asked)}
         write_report(unfinished, facts, table, dst_path.name)
         shutil.rmtree(scratch)
         if dst_path.exists():
-            dst_path.rename(hidden(dst_path, "replaced"))
+            dst_path.rename(replaced)
         unfinished.rename(dst_path)
     except ValueError as error:
         if table is None:
@@ -1292,21 +1293,15 @@ def prepare(
         for folder in new_folders:
             with suppress(OSError):
                 folder.rmdir()
-    shutil.rmtree(hidden(dst_path, "replaced"), ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
     print(f"Dataset written to {dst_path}; what was left out, and why, is in {dst_path / 'dropped.csv'}")
     if push_to_hub:
         push(dst_path, push_to_hub)
     return datasets.load_from_disk(str(dst_path))
 
 
-def hidden(dst_path: Path, word: str) -> Path:
-    """Return the folder beside `dst_path` for a dataset that is not finished, or one that is being replaced."""
-    return dst_path.with_name(f".{dst_path.name}.{word}")
-
-
-def restore(dst_path: Path) -> None:
+def restore(dst_path: Path, unfinished: Path, replaced: Path) -> None:
     """Clear away what a killed run left; a dataset that it was replacing goes back to its place."""
-    unfinished, replaced = hidden(dst_path, "partial"), hidden(dst_path, "replaced")
     if unfinished.exists():
         print(f"Found the unfinished dataset of a run that was stopped, {unfinished}, and removed it.")
         shutil.rmtree(unfinished)
@@ -1409,7 +1404,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    arguments = [underscored(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    arguments = sys.argv[1:] if argv is None else argv  # --image-path=a-b is --image_path=a-b too
+    arguments = [re.sub("(?<=^--)[^=]+", lambda flag: flag[0].replace("-", "_"), argument) for argument in arguments]
     try:
         prepare(**vars(parser().parse_args(arguments)))
     except (OSError, ValueError) as error:
@@ -1418,12 +1414,6 @@ def main(argv: list[str] | None = None) -> None:
         sys.unraisablehook = lambda _: None  # a progress bar that was stopped half made has no more to say
         print("prep.py: stopped, no dataset was written", file=sys.stderr)
         sys.exit(130)
-
-
-def underscored(argument: str) -> str:
-    """Return `--image-path=a-b` as `--image_path=a-b`, so that both spellings of a flag work."""
-    flag, equals, value = argument.partition("=")
-    return flag.replace("-", "_").replace("__", "--", 1) + equals + value if flag.startswith("--") else argument
 
 
 if __name__ == "__main__":

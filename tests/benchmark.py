@@ -757,7 +757,7 @@ def fuzz(minutes: float) -> None:
     images.mkdir()
     with Image.open(next(ROOT.glob("examples/cat-*.jpg"))) as photo:
         odd_files(images, photo.convert("RGB").resize((48, 36)))
-    files = prep.list_files(images.resolve())
+    files = prep.list_files(images.resolve(), images.resolve())
 
     def read_photo(case: Path) -> None:
         assert app.open_photo(case).mode == "RGB"

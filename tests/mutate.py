@@ -49,8 +49,8 @@ FAULTS = [
     Fault(
         "prep: no EXIF turn",
         "prep.py",
-        "image = ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image",
-        "image = image",
+        "image = ImageOps.exif_transpose(image) if image.getexif()",
+        "image = image.copy() if image.getexif()",
         "prep upright or iphones or byte_for_byte",
     ),
     Fault(
@@ -70,7 +70,7 @@ FAULTS = [
     Fault(
         "prep: links not confined",
         "prep.py",
-        "if not real.is_relative_to(folder):",
+        "if not real.is_relative_to(within):",
         "if False:",
         "prep cannot_be_used",
     ),

@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from conftest import call, drawn_photo, share
 from datasets import Dataset, DatasetDict, load_from_disk
@@ -434,6 +435,24 @@ def test_a_dataset_of_the_hub_is_taken_at_its_revision_without_its_code(hub, tmp
     assert not any("pets.py" in request for request in hub.requests)
     refused = call("prep.py", "--image_path", "you/nothing", "--dst_path", tmp_path / "x")
     assert refused.returncode == 1 and "nor a dataset that the Hub hands out" in refused.stderr
+
+
+def test_class_folders_on_the_hub_are_taken_with_their_splits(hub, tmp_path, monkeypatch):
+    draw(tmp_path / "repo", lambda i: f"{split_of(i)}/{class_of(i)}/{i}.png")
+    share(hub, tmp_path / "repo", "datasets/you/folders")
+    monkeypatch.chdir(tmp_path)
+    prepare(Path(), images="you/folders", split=split_of)
+
+
+def test_a_dataset_that_only_names_files_is_given_none_of_them(tmp_path):
+    draw(tmp_path / "images", lambda i: f"{i}.png")
+    rows = {
+        "image": [str(tmp_path / "images" / f"{i}.png") for i in range(30)],
+        "label": [class_of(i) for i in range(30)],
+    }
+    named = Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
+    pq.write_table(named.data.table, tmp_path / "named.parquet")
+    assert "two classes or more; there are: none" in refusal(tmp_path, images="named.parquet")
 
 
 def test_all_rare_classes_are_named_at_once_and_min_photos_leaves_them_out(tmp_path):

@@ -77,6 +77,7 @@ NETWORKS = {
     **{f"vgg{depth}{bn}": (f"vgg{depth}{bn}", {"drop_rate": 0.5}) for depth in (11, 13, 16, 19) for bn in ("", "_bn")},
 }
 NEEDED = ("accelerate", "datasets", "matplotlib", "onnx", "openvino", "pandas", "sklearn", "timm", "transformers")
+MetricName = Literal["accuracy", "f1", "precision", "recall", "roc_auc", "loss"]  # from f1 on means over the classes
 START = {"none": "from scratch", "DEFAULT": "from pretrained weights"}
 SPLITS = ("train", "validation", "test")
 # Shares of the loss with a teacher: of the labels, of what it says of our classes, and of what it says of its own.
@@ -94,12 +95,12 @@ CARD = """---
 
 # {{ architecture }}: {{ names|join(", ") }}
 
-`{{ architecture }}` ({{ "timm's `" + model.config.architecture + "`, which is the same network" if timm_source else "of transformers" }}), trained by `finetune.py` on {{ trained }} photos, {{ start }}. {{ "{:,}".format(model.num_parameters()) }} parameters, {{ megabytes }} MB.
+`{{ architecture }}` ({{ "timm's `" + model.config.architecture + "`, which is the same network" if timm_source else "of transformers" }}), trained by `finetune.py` on {{ counts.train|sum }} photos, {{ start }}. {{ "{:,}".format(model.num_parameters()) }} parameters, {{ "%.1f"|format(model.num_parameters() / 250000) }} MB.
 A photo is scaled to {{ size }}x{{ size }} pixels, as `preprocessor_config.json` says.
 
 ## Results
 
-The test split ({{ tested }} photos) was not looked at before the last epoch; it was measured once, with the epoch that had the best validation {{ asked.monitor_metric_name }}: epoch {{ best_epoch }}, {{ "%.4f"|format(state.best_metric) }}. All but the accuracy are means over the classes (macro).
+The test split ({{ counts.test|sum }} photos) was not looked at before the last epoch; it was measured once, with the epoch that had the best validation {{ asked.monitor_metric_name }}: epoch {{ best_epoch }}, {{ "%.4f"|format(state.best_metric) }}. All but the accuracy are means over the classes (macro).
 {% for name, value in metrics.items() %}
 - {{ name }}{{ " (macro)" if name != "accuracy" }}: {{ "%.4f"|format(value) }}
 {%- if name == "accuracy" %} (95 % interval {{ "%.4f to %.4f"|format(*interval) }}){% endif %}
@@ -267,28 +268,19 @@ class Photos:
             return list(pool.map(self.__getitem__, indices))
 
 
-def tensor(photos: list):
-    """Return photos as a tensor of uint8, (N, 3, side, side), in the order of channels_last, which is quicker in training."""
-    import torch
-
-    return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2)
-
-
 def batch(rows: list[dict]) -> dict:
-    """Return `pixels` (N, 3, side, side) and `labels` (N) of rows of `Photos`."""
-    import torch
+    """Return `pixels` (N, 3, side, side), in the order of channels_last, in which training is quicker, and `labels` (N)."""
+    from torch.utils.data import default_collate
 
-    return {"pixels": tensor([row["pixels"] for row in rows]), "labels": torch.tensor([row["labels"] for row in rows])}
+    found = default_collate(rows)
+    return {**found, "pixels": found["pixels"].permute(0, 3, 1, 2)}
 
 
 def scale(pixels, processor):
     """Return pixels (N, 3, side, side) of uint8 as the processor scales them, in float."""
-    import torch
+    from torchvision.transforms.v2.functional import normalize
 
-    mean, std = (
-        torch.tensor(x, device=pixels.device).view(3, 1, 1) for x in (processor.image_mean, processor.image_std)
-    )
-    return (pixels * (processor.rescale_factor / std)).sub_(mean / std)
+    return normalize(pixels * processor.rescale_factor, processor.image_mean, processor.image_std, inplace=True)
 
 
 def jpeg(photo: Image.Image, quality: int) -> Image.Image:
@@ -331,9 +323,8 @@ def vary(photo: Image.Image, side: int, dice: random.Random) -> Image.Image:
 def training_size(size: int, progress: float) -> int:
     """Return the side of the training photos, a multiple of 16, at a share of all epochs: from size / 2 to 5/6 of size.
 
-    Early epochs learn from small photos nearly as much, in half the time (Tan and Le 2021, EfficientNetV2). A part of a
-    photo shows things larger than the whole photo does; at 5/6 of the size they are as large as in evaluation (Touvron
-    et al. 2019, Fixing the train-test resolution discrepancy).
+    Early epochs learn as much from small photos, in half the time (Tan and Le 2021, EfficientNetV2). Parts of photos show
+    things larger than whole ones; at 5/6 of the size as large (Touvron et al. 2019, Fixing the train-test resolution).
     """
     return max(32, round(size * (3 + 2 * min(1.0, progress / 0.75)) / 6 / 16) * 16)
 
@@ -431,10 +422,9 @@ def build_model(model_name: str, names: list[str], weights: str, size: int | Non
     numbers = {name: index for index, name in enumerate(names)}
     labels = {"num_labels": len(names), "id2label": dict(enumerate(names)), "label2id": numbers}
     if model_name not in NETWORKS:
-        source = (
-            {"flag": "model_name", "source": model_name} if weights in START else {"flag": "weights", "source": weights}
-        )
-        model, processor, absent = load_classifier(**source, **labels)
+        source = model_name if weights in START else weights
+        flag = "model_name" if weights in START else "weights"
+        model, processor, absent = load_classifier(flag, source, **labels)
         head = head_name(model)
         if weights == "none":
             model, absent = type(model)(model.config), []
@@ -511,8 +501,8 @@ class Teacher:
         chosen = np.random.default_rng(0).permutation(len(train))[:READING_PHOTOS]
         own = chosen[processes.process_index :: processes.num_processes]
         starts = tqdm(range(0, len(own), 32), "Asking the teacher", disable=not processes.is_main_process)
-        photos = (tensor([train.photo(index) for index in own[start : start + 32]]) for start in starts)
-        logits = gather_object([self.logits(pixels.to(self.device)) for pixels in photos])
+        views = (batch(train.__getitems__(own[start : start + 32]))["pixels"] for start in starts)
+        logits = gather_object([self.logits(pixels.to(self.device)) for pixels in views])
         labels = gather_object([train.labels[own]])
         regression = LogisticRegression(C=0.01, max_iter=200).fit(np.concatenate(logits), np.concatenate(labels))
 
@@ -601,10 +591,10 @@ def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the temperature with the least cross-entropy (Guo et al. 2017, On Calibration of Modern Neural Networks)."""
     from sklearn.metrics import log_loss
 
-    classes = range(logits.shape[1])
-    return min(
-        np.geomspace(0.05, 20, 600), key=lambda one: log_loss(labels, probabilities(logits, one), labels=classes)
-    )
+    def loss(temperature: float) -> float:
+        return log_loss(labels, probabilities(logits, temperature), labels=range(logits.shape[1]))
+
+    return min(np.geomspace(0.05, 20, 600), key=loss)
 
 
 def confidences(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -652,15 +642,13 @@ def stress(student, test: Photos) -> list[dict]:
     found, device = [], student.class_weights.device
     for index in tqdm(np.random.default_rng(0).permutation(len(test))[:STRESS_PHOTOS], "Making test photos worse"):
         worse = worsen(test.photo(index))
-        labels = np.full(len(worse), test.labels[index])
+        rows = batch([{"pixels": np.array(photo), "labels": test.labels[index]} for photo in worse.values()])
         with torch.inference_mode():
-            logits = student(tensor(list(worse.values())).to(device), torch.from_numpy(labels).to(device))["logits"]
-        confidence, right = confidences(logits.float().cpu().numpy(), labels)
+            logits = student(**{name: value.to(device) for name, value in rows.items()})["logits"].float().cpu().numpy()
+        confidence, right = confidences(logits, test.labels[index])
         found.append([right, ~right & (confidence > 0.9)])
-    shares = 100 * np.mean(found, 0).T
-    return [
-        {"photos": name, "right": right, "wrong": wrong} for name, (right, wrong) in zip(worse, shares, strict=True)
-    ]
+    right, wrong = 100 * np.mean(found, 0)
+    return [{"photos": name, "right": right[place], "wrong": wrong[place]} for place, name in enumerate(worse)]
 
 
 def load_baseline(source: str, names: list[str]):
@@ -700,9 +688,7 @@ def fingerprint(part) -> str:
     return digest.hexdigest()
 
 
-def draw_pictures(
-    folder: Path, log_history: list[dict], prediction, test, stressed: list[dict], temperature: float
-) -> None:
+def draw_pictures(folder: Path, log_history: list[dict], prediction, test, stressed: list, temperature: float) -> None:
     """Write learning curves, confusion matrix, reliability, stress table and the most confident mistakes as PNG files."""
     import matplotlib
 
@@ -762,15 +748,11 @@ def check_options(asked: dict) -> None:
         if asked[name] <= 0:
             raise ValueError(f"--{name} {asked[name]:g} must be greater than 0.")
     smallest = 224 if asked["model_name"].startswith("vgg") else 32  # a VGG stretches less, which ONNX cannot express
-    if asked["image_size"] and asked["image_size"] < smallest:
-        raise ValueError(
-            f"--image_size {asked['image_size']} is too small: {asked['model_name']} needs {smallest} or more."
-        )
-    needed = [*NEEDED, *([] if asked["report_to"] == "none" else [asked["report_to"]])]
-    if missing := [name for name in needed if not find_spec(name)]:
-        raise ValueError(
-            f"Not installed: {', '.join(missing)}. Run: pip install -r requirements.txt {asked['report_to']}"
-        )
+    if (size := asked["image_size"]) is not None and size < smallest:
+        raise ValueError(f"--image_size {size} is too small: {asked['model_name']} needs {smallest} or more.")
+    needed = {*NEEDED, asked["report_to"]} - {"none"}
+    if missing := " ".join(sorted(name for name in needed if not find_spec(name))):
+        raise ValueError(f"Not installed: {missing}. Run: pip install -r requirements.txt {missing}")
 
 
 def check_output(folder: Path, unfinished: Path, command: str, overwrite: bool, resume: bool) -> None:
@@ -799,9 +781,7 @@ def last_epoch(unfinished: Path) -> str | None:
 def finetune(
     *,
     data_path: Annotated[str | Path, "folder written by prep.py, or owner/name or owner/name@revision on the Hub"],
-    model_name: Annotated[
-        str, "classifier of the Hub, folder of one, or name of torchvision, see below"
-    ] = "mobilenet_v3_small",
+    model_name: Annotated[str, "classifier of the Hub or in a folder, or a name below"] = "mobilenet_v3_small",
     checkpoints_path: Annotated[str | Path | None, "model folder; if not given, checkpoints/NAME of the model"] = None,
     overwrite: Annotated[bool, "replace a model, or an unfinished run, that is already there"] = False,
     resume: Annotated[bool, "go on after the last whole epoch of a run that was stopped, if there is one"] = False,
@@ -818,10 +798,7 @@ def finetune(
     batch_size: Annotated[int, "photos per step, of all processes"] = 64,
     lr: Annotated[float, "highest learning rate; it warms up and falls along a cosine"] = 1e-3,
     class_weights: Annotated[Literal["auto", "none"], "auto: the loss counts rare classes more, by a root"] = "auto",
-    monitor_metric_name: Annotated[
-        Literal["accuracy", "f1", "precision", "recall", "roc_auc", "loss"],
-        "validation metric that decides which epoch is kept; all but accuracy and loss are means over the classes",
-    ] = "accuracy",
+    monitor_metric_name: Annotated[MetricName, "validation metric that decides which epoch is kept"] = "accuracy",
     seed: Annotated[int, "the same seed gives the same weights on the same machine"] = 42,
     device: Annotated[Literal["auto", "cuda", "mps", "cpu"], "auto takes the first of the others there is"] = "auto",
     cache_gb: Annotated[float, "disk for decoded photos; more than that are decoded anew in each epoch"] = 20.0,
@@ -883,9 +860,8 @@ def finetune(
         start, pixels = time.perf_counter(), 3 * input_size(processor) ** 2 * sum(whole.values())
         decoded = {split: unfinished / f"{split}.arrow" if pixels <= cache_gb * 1e9 else None for split in SPLITS}
         with processes.local_main_process_first():
-            train, validation, test = parts = [
-                Photos(splits[split], processor, seed, decoded[split]) for split in SPLITS
-            ]
+            parts = [Photos(splits[split], processor, seed, decoded[split]) for split in SPLITS]
+        train, validation, test = parts
         if asking:
             asking.learn_our_classes(train, names, processes)
         prepared = time.perf_counter() - start
@@ -896,6 +872,7 @@ def finetune(
             rarity[present] = torch.from_numpy(balanced**0.5).float()
         student = make_student(model, processor, rarity, asking)
         steps = -(-len(train) // batch_size)
+        stopping = [EarlyStoppingCallback(early_stopping)] if early_stopping else []
         trainer = Trainer(
             model=student,
             optimizers=(optimizer(student, lr), None),
@@ -928,10 +905,7 @@ def finetune(
             eval_dataset=validation,
             data_collator=batch,
             compute_metrics=metrics,
-            callbacks=[
-                by_epoch(train, bool(max_steps)),
-                *([EarlyStoppingCallback(early_stopping)] * bool(early_stopping)),
-            ],
+            callbacks=[by_epoch(train, bool(max_steps)), *stopping],
         )
         saved = last_epoch(unfinished)
         if len(set(gather_object([saved and Path(saved).name]))) > 1:
@@ -965,12 +939,10 @@ def finetune(
         threshold = unsure_below(*confidences(tuning.predictions, tuning.label_ids, temperature))
         write_model(result, model.cpu(), processor, threshold)
         draw_pictures(result, trainer.state.log_history, prediction, splits["test"], stressed, temperature)
-        counts = {
-            split: np.bincount(part.labels, minlength=len(names)) for split, part in zip(SPLITS, parts, strict=True)
-        }
+        counts = [np.bincount(part.labels, minlength=len(names)).tolist() for part in parts]
         facts = {"state": trainer.state, "metrics": measured, "temperature": temperature, "comparison": comparison}
-        facts |= {"stress": stressed, "size": train.size, "counts": counts}
-        model_card(result, splits, prediction, model, asked, **facts).save(result / "README.md")
+        facts |= {"stress": stressed, "size": train.size, "counts": dict(zip(SPLITS, counts, strict=True))}
+        model_card(splits["test"], prediction, model, asked, **facts).save(result / "README.md")
         if folder.exists():
             folder.rename(unfinished / "replaced")
         result.rename(folder)
@@ -982,9 +954,7 @@ def finetune(
             steps, evaluation = -(-whole["train"] // batch_size), trainer.state.log_history[-2]["eval_runtime"]
             seconds = grown * prepared + epochs * ((seconds - evaluation) * steps / max_steps + grown * evaluation)
             disk = pixels * bool(decoded["train"]) + 24 * model.num_parameters()
-            needs = (
-                f"about {seconds / 60:.0f} minutes on this {device}, and {disk / 1e9:.1f} GB of disk until it is done"
-            )
+            needs = f"about {seconds / 60:.0f} minutes on this {device}, and meanwhile {disk / 1e9:.1f} GB of disk"
             print(f"That was a trial. The whole run, {epochs} epochs of {steps} steps, would take {needs}.")
         print(f"Look at it on a page: MOBILENET_MODEL={shlex.quote(str(folder))} python app.py")
     processes.wait_for_everyone()
@@ -1045,22 +1015,25 @@ def command_line(asked: dict) -> str:
     return shlex.join(words)
 
 
-def model_card(folder: Path, splits, prediction, model, asked: dict, **facts):
-    """Return the model card of a folder, with the test split's numbers in its text and, for the Hub, as `model-index`.
+def model_card(test, prediction, model, asked: dict, **facts):
+    """Return the model card, with the test split's numbers in its text and, for the Hub, as `model-index`.
 
-    `prediction` is the Trainer's, of the test split, not calibrated; `asked` the arguments of `finetune`; `facts` are what
-    the card's text also names.
+    `prediction` is the Trainer's, not calibrated; `asked` the arguments of `finetune`; `facts` what the text also names.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
     from scipy.stats import binomtest
     from sklearn.metrics import classification_report
 
-    names, model_name = splits["train"].features["label"].names, asked["model_name"]
+    names, model_name = test.features["label"].names, asked["model_name"]
     logits, labels = prediction.predictions, prediction.label_ids
     data, shared = str(asked["data_path"]).partition("@")[0], not Path(asked["data_path"]).is_dir()
     architecture, is_timm = Path(model_name).name, hasattr(model, "timm_model")
-    where = {"task_type": "image-classification", "dataset_name": Path(data).name, "dataset_split": "test"}
-    where["dataset_type"] = data if shared else "imagefolder"
+    where = {
+        "dataset_type": data if shared else "imagefolder",
+        "dataset_name": Path(data).name,
+        "dataset_split": "test",
+    }
+    where["task_type"] = "image-classification"
     results = [
         EvalResult(metric_type=name, metric_name=name + " (macro)" * (name != "accuracy"), metric_value=value, **where)
         for name, value in facts["metrics"].items()
@@ -1087,10 +1060,7 @@ def model_card(folder: Path, splits, prediction, model, asked: dict, **facts):
         model=model,
         architecture=architecture,
         names=names,
-        trained=len(splits["train"]),
-        tested=len(splits["test"]),
         start=start + (f" and with {Path(asked['teacher']).name} as its teacher" if asked["teacher"] else ""),
-        megabytes=f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f}",
         best_epoch=next(max(1, round(log["epoch"])) for log in facts["state"].log_history if log["step"] == best),
         interval=binomtest(int((logits.argmax(1) == labels).sum()), len(labels)).proportion_ci(method="wilson"),
         bins=BINS,
@@ -1099,7 +1069,7 @@ def model_card(folder: Path, splits, prediction, model, asked: dict, **facts):
         stressed=min(STRESS_PHOTOS, len(labels)),
         worst=min(facts["stress"][1:], key=lambda row: row["right"]),
         command=command_line(asked),
-        fingerprint=fingerprint(splits["test"]),
+        fingerprint=fingerprint(test),
         versions=", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "timm", "datasets")),
         repo=repo,
         timm_source=is_timm and f"{'hf-hub' if asked['push_to_hub'] else 'local-dir'}:{repo}",

@@ -614,7 +614,8 @@ def test_the_card_compares_with_a_baseline_on_the_same_photos(checkpoint, datase
 def test_a_trial_goes_to_the_card_and_says_what_the_whole_run_takes(dataset, tmp_path):
     printed = train(dataset, tmp_path / "trial", "--epochs", "40", "--max_steps", "2")
     said = re.search(
-        r"The whole run, 40 epochs of (\d+) steps, would take about \d+ minutes on this cpu, and [\d.]+ GB", printed
+        r"The whole run, 40 epochs of (\d+) steps, would take about \d+ minutes on this cpu, and meanwhile [\d.]+ GB",
+        printed,
     )
     assert int(said[1]) == -(-len(load_from_disk(str(dataset))["train"]) // 8)
     assert printed.splitlines()[-1] == f"Look at it on a page: MOBILENET_MODEL={tmp_path / 'trial'} python app.py"

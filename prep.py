@@ -937,21 +937,29 @@ def split_photos(labels, groups, given, names: list[str], sizes: dict[str, float
 
 def write_split(folder: Path, files: list[str], labels: np.ndarray, features) -> None:
     """Write photos and labels as `Dataset.save_to_disk` does, but each photo's bytes straight from its file."""
-    from datasets import Dataset, DatasetInfo
+    from datasets import DatasetInfo
 
     schema, digest = features.arrow_schema, xxhash.xxh3_64()
-    whole = folder.with_name(f"{folder.name}.arrow")
-    with pa.OSFile(str(whole), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
-        for at in range(0, len(files), 100):
-            contents = [open(file, "rb").read() for file in files[at : at + 100]]  # noqa: PTH123, SIM115 - of many
-            names = [file.rsplit(os.sep, 1)[-1] for file in files[at : at + 100]]
-            images = pa.StructArray.from_arrays([pa.array(contents), pa.array(names)], ["bytes", "path"])
-            stream.write_batch(pa.record_batch([images, pa.array(labels[at : at + 100])], schema))
-            digest.update(b"".join(contents))
-    part = Dataset.from_file(str(whole), DatasetInfo(features=features), folder.name)
-    part._fingerprint = digest.hexdigest()
-    part.save_to_disk(str(folder))
-    whole.unlink()
+    shards = max(1, -(-sum(map(os.path.getsize, files)) // SHARD_BYTES))
+    names = [f"data-{shard:05d}-of-{shards:05d}.arrow" for shard in range(shards)]
+    folder.mkdir()
+    for name, rows in zip(names, np.array_split(np.arange(len(files)), shards), strict=True):
+        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
+            for start in range(rows[0], rows[-1] + 1, 100):
+                chunk = slice(start, min(start + 100, rows[-1] + 1))
+                contents = [open(file, "rb").read() for file in files[chunk]]  # noqa: PTH123, SIM115 - of many
+                paths = [file.rsplit(os.sep, 1)[-1] for file in files[chunk]]
+                images = pa.StructArray.from_arrays([pa.array(contents), pa.array(paths)], ["bytes", "path"])
+                stream.write_batch(pa.record_batch([images, pa.array(labels[chunk])], schema))
+                digest.update(b"".join(contents))
+    DatasetInfo(features=features).write_to_directory(str(folder))
+    state = dict.fromkeys(("_format_columns", "_format_type")) | {"_format_kwargs": {}, "_output_all_columns": False}
+    state |= {
+        "_fingerprint": digest.hexdigest(),
+        "_split": folder.name,
+        "_data_files": [{"filename": n} for n in names],
+    }
+    (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
 
 
 def font_of(texts: list[str]) -> str | None:

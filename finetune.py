@@ -487,7 +487,7 @@ class Teacher:
         pixels = interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
         logits = self.network(scale(pixels, self.processor))
         self.times += [start, time.perf_counter()]
-        if len(self.times) == 22 and os.environ.get("RANK", "0") == "0":
+        if self.read and len(self.times) == 22 and os.environ.get("RANK", "0") == "0":
             share = sum(self.times[1:21:2]) - sum(self.times[0:20:2])
             if (share := share / (self.times[20] - self.times[0])) > 0.5:
                 print(f"The teacher takes {share:.0%} of the time of each step.")
@@ -499,7 +499,7 @@ class Teacher:
         from sklearn.linear_model import LogisticRegression
         from tqdm.auto import tqdm
 
-        self.times = []
+        self.times, self.read = [], None
         chosen = np.random.default_rng(0).permutation(len(train))[:READING_PHOTOS]
         own = chosen[processes.process_index :: processes.num_processes]
         starts = tqdm(range(0, len(own), 32), "Asking the teacher", disable=not processes.is_main_process)

@@ -40,7 +40,7 @@ def shell(command: str, folder: Path, **environment) -> subprocess.CompletedProc
 def test_prep_finetune_and_the_page_work_as_pasted(scripts, tiny_vit, monkeypatch):
     """The same folder, one command after the other; pretrained weights and teacher wait there, at random.
 
-    The first prep.py, the first finetune.py and the first torchrun are programs, the others are called in this process.
+    The first prep.py, finetune.py, torchrun and accelerate are programs, the others are called in this process.
     """
     write_photos(scripts, each=20)
     shutil.copytree(tiny_vit, scripts / "efficientnet_lite0")
@@ -51,7 +51,11 @@ def test_prep_finetune_and_the_page_work_as_pasted(scripts, tiny_vit, monkeypatc
     for name in ("mobilenet_v3_small", "resnet18"):
         weights = torchvision.models.get_model_weights(name).DEFAULT
         torch.save(torchvision.models.get_model(name).state_dict(), cache / weights.url.rsplit("/", 1)[1])
-    commands = [command for command in COMMANDS if re.match(r"(python|torchrun) .*(prep|finetune)\.py ", f"{command} ")]
+    commands = [
+        command
+        for command in COMMANDS
+        if re.match(r"(python|torchrun|accelerate) .*(prep|finetune)\.py ", f"{command} ")
+    ]
     assert len(commands) >= 5
     colab = next(line for _, code in BLOCKS for line in code.splitlines() if line.startswith("!python kit/"))
     places = {"!python kit/": "python ", "YOU/YOUR-DATASET": "dataset", "/content/drive/MyDrive/": "drive/"}
@@ -72,7 +76,7 @@ def test_prep_finetune_and_the_page_work_as_pasted(scripts, tiny_vit, monkeypatc
             started.add((program, script))
             result = shell(command, scripts)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
-    assert len(started) == 3
+    assert len(started) == 4
     variable, checkpoint = next(c for c in COMMANDS if c.endswith("python app.py") and "=" in c).split()[0].split("=")
     with running_app(scripts, **{variable: checkpoint}) as url:
         curl = next(code for language, code in BLOCKS if language == "bash" and "curl" in code)

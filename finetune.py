@@ -470,6 +470,7 @@ class Teacher:
 
         model, self.processor, _ = load_classifier("teacher", source)
         self.size, self.device, self.classes = input_size(self.processor), device, model.config.num_labels
+        self.times, self.read = [], None
         if device == "cuda":
             model = model.requires_grad_(False).half().to(device)
             self.network = lambda pixels: model(pixels.half()).logits.float().cpu().numpy()
@@ -499,7 +500,6 @@ class Teacher:
         from sklearn.linear_model import LogisticRegression
         from tqdm.auto import tqdm
 
-        self.times, self.read = [], None
         chosen = np.random.default_rng(0).permutation(len(train))[:READING_PHOTOS]
         own = chosen[processes.process_index :: processes.num_processes]
         starts = tqdm(range(0, len(own), 32), "Asking the teacher", disable=not processes.is_main_process)

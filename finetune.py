@@ -299,7 +299,7 @@ def vary(photo: Image.Image, side: int, dice: random.Random) -> Image.Image:
     mirrored, turned; with other colours, down to a tenth of the light. Low resolution and JPEG also hide from which
     source a photo is: a network that sees that learns the source instead of the thing.
     """
-    area, stretch = dice.uniform(0.4, 1), math.exp(dice.uniform(-0.28, 0.28))
+    area, stretch = dice.uniform(0.6, 1), math.exp(dice.uniform(-0.28, 0.28))
     wide, high = (photo.width * min(1, area * one) ** 0.5 for one in (stretch, 1 / stretch))
     left, top = dice.uniform(0, photo.width - wide), dice.uniform(0, photo.width - high)
     small = dice.randint(min(64, side), side) if dice.random() < 0.5 else side
@@ -485,6 +485,7 @@ class Teacher:
         from torch.nn.functional import interpolate
 
         start = time.perf_counter()
+        pixels = pixels.float() if self.device == "cuda" else pixels  # CUDA resizes no bytes
         pixels = interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
         logits = self.network(scale(pixels, self.processor))
         self.times += [start, time.perf_counter()]

@@ -67,10 +67,9 @@ from starlette.responses import FileResponse, JSONResponse
 from starlette.routing import Mount, Route
 from tqdm import tqdm
 
-try:
-    import spaces  # Hugging Face's, on its own machines; before torch, as it says
-except ImportError:
-    spaces = None
+ZERO_GPU = "SPACES_ZERO_GPU" in os.environ  # a Space that has a GPU only while a function runs which asks for it
+if ZERO_GPU:
+    import spaces  # before torch, as the Hub says
 
 gc.freeze()
 gc.enable()
@@ -82,7 +81,7 @@ MODELS = {"mobilenet": os.environ.get("MOBILENET_MODEL") or OURS}
 if os.environ.get("VIT_MODEL") != "none":
     MODELS["vit"] = os.environ.get("VIT_MODEL") or "google/vit-base-patch16-224"
 PET_LABELS = ["Cat", "Dog", "Neither"]
-# The answer of a model that has no "Neither", where it is less sure than it is of photos like its own.
+# What the page says where a model is less sure than it is of photos like its own; if it has no "Neither", it answers so.
 UNSURE = "Not sure"
 IMAGENET = 1000  # classes; a model with as many is taken to know them, in the usual order
 # The ImageNet-1k indices of the 5 domestic cats (tabby to Egyptian cat) and the 118 dog breeds (Chihuahua to Mexican
@@ -203,12 +202,12 @@ def open_upload(upload: dict | None) -> Image.Image:
     if path.is_relative_to(UPLOADS) or path in example_files():
         return open_photo(path)
     if not sent.startswith(("http://", "https://")):
-        raise Refusal("Upload the photo first; a path on the server is not taken.")
+        raise Refusal("Upload the photo first. Paths on the server are not read.")
     try:
         content = asyncio.run(fetch(sent))
     except Exception as error:  # noqa: BLE001 - a stranger's server does as it likes
-        limits = f"at most {MAX_FILE // 10**6} MB that come within {FETCH_SECONDS} seconds"
-        raise Refusal(f"No photo can be fetched from there: it must be a public address, and {limits}.") from error
+        limits = f"no larger than {MAX_FILE // 10**6} MB, and must arrive within {FETCH_SECONDS} seconds"
+        raise Refusal(f"The photo could not be fetched. Its address must be public; it may be {limits}.") from error
     return open_photo(io.BytesIO(content))
 
 
@@ -222,8 +221,9 @@ class Classifier:
     labels: list[str]
     pixels: Callable[[list[Image.Image]], np.ndarray]  # photos to pixel values (N, 3, height, width)
     logits: Callable[[np.ndarray], np.ndarray]  # pixel values to logits (N, len(labels))
+    gpu: bool  # whether `logits` needs a GPU
     independent: bool  # whether each label has a probability of its own
-    unsure_below: float  # confidence below which the answer is UNSURE; 0: never
+    unsure_below: float  # confidence below which the page says UNSURE; 0: never
 
 
 def model_folder(source: str) -> Path:
@@ -252,17 +252,22 @@ def model_folder(source: str) -> Path:
     wanted = ["*.json", "README.md", "examples/*.jp*g"]
     try:
         folder = Path(download(repo_id, revision=revision or None, allow_patterns=[*wanted, "onnx/model.onnx"]))
-        if has_cuda() or not (folder / "onnx" / "model.onnx").is_file():
+        if on_gpu(folder) or not (folder / "onnx" / "model.onnx").is_file():
             download(repo_id, revision=folder.name, allow_patterns=[*wanted, "*.safetensors"])
         return folder
     except tuple(reasons) as error:
         raise OSError(next(words for kind, words in reasons.items() if isinstance(error, kind))) from error
 
 
-def has_cuda() -> bool:
-    """Return whether there is a GPU for torch, which is not imported where there cannot be one."""
-    if not (spaces or Path("/dev/nvidiactl").exists() or sys.platform == "win32"):
-        return False
+def on_gpu(folder: Path) -> bool:
+    """Return whether a model runs in torch on a GPU: if there is one, but on ZeroGPU only if it has no ONNX file.
+
+    There each use of the GPU waits and is counted, and a small network is quicker without.
+    """
+    if ZERO_GPU:
+        return not (folder / "onnx" / "model.onnx").is_file()
+    if not (Path("/dev/nvidiactl").exists() or sys.platform == "win32"):
+        return False  # without torch, whose import takes seconds
     import torch
 
     return torch.cuda.is_available()
@@ -356,14 +361,13 @@ def compile_model(folder: Path, revision: str, example: np.ndarray) -> Callable[
 
     It takes any number of pixel values of the size of `example`, shape (1, 3, height, width).
     """
-    if has_cuda():
+    if on_gpu(folder):
         import torch
 
-        module = transformers_model(folder).half()
+        network = transformers_model(folder).half().cuda()
 
         @torch.inference_mode()
         def on_cuda(pixel_values):
-            network = module.cuda()  # not before: on ZeroGPU there is a GPU only while `logits` runs
             return network(torch.from_numpy(pixel_values).half().cuda()).logits.float().cpu().numpy()
 
         thread = ThreadPoolExecutor(1)  # each further one would need a second or two to get ready for the GPU
@@ -428,8 +432,8 @@ def load_classifier(source: str) -> Classifier:
             raise ValueError("id2label in its config.json gives two outputs the same label")
         labels, pixels = [names[index] for index in range(len(names))], preprocessing(folder)
         example = pixels([Image.new("RGB", (64, 64))])
-        logits = compile_model(folder, revision, example)
-        if not has_cuda():  # there, what follows would need the GPU before anybody asks
+        logits, gpu = compile_model(folder, revision, example), on_gpu(folder)
+        if not (gpu and ZERO_GPU):  # there is none yet
             found = logits(example)
             if found.shape != (1, len(labels)):
                 raise ValueError(f"it has {found.shape[-1]} outputs, and its config.json names {len(labels)} labels")
@@ -437,7 +441,7 @@ def load_classifier(source: str) -> Classifier:
                 raise ValueError("its weights are not finite numbers")
         independent = len(labels) == 1 or config.get("problem_type") == "multi_label_classification"
         return Classifier(
-            name, folder, revision, labels, pixels, logits, independent, float(config.get("unsure_below", 0))
+            name, folder, revision, labels, pixels, logits, gpu, independent, float(config.get("unsure_below", 0))
         )
 
 
@@ -471,16 +475,13 @@ def classifier(name: str) -> Classifier:
         LOADING[name].release()
 
 
-def logits(model: str, pixel_values: np.ndarray) -> np.ndarray:
-    """Return the logits of a model that is ready: the one function that needs a GPU, if there is one.
-
-    It takes the model's name, as ZeroGPU hands the arguments to another process.
-    """
+def logits_on_gpu(model: str, pixel_values: np.ndarray) -> np.ndarray:
+    """Return the logits of a model that is ready; by its name, as ZeroGPU hands the arguments to another process."""
     return READY[model].logits(pixel_values)
 
 
-if spaces:
-    logits = spaces.GPU(logits)  # has no effect but on ZeroGPU
+if ZERO_GPU:
+    logits_on_gpu = spaces.GPU(logits_on_gpu)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -509,7 +510,8 @@ def answers(photos: list[Image.Image], model: str) -> list[tuple[dict[str, float
     The probabilities sum to 1, but for a model that gives each label one of its own. Raises gr.Error if it cannot be loaded.
     """
     ready = classifier(model)
-    scores = logits(model, ready.pixels(photos))
+    pixels = ready.pixels(photos)
+    scores = logits_on_gpu(model, pixels) if ready.gpu else ready.logits(pixels)
     labels, details = ready.labels, [""] * len(photos)
     if ready.independent:
         probabilities = 1 / (1 + np.exp(-scores.astype(np.float64)))
@@ -644,7 +646,7 @@ def explain(image: dict | None, model: str = "mobilenet") -> tuple[Image.Image, 
     share = Image.fromarray((200 * np.clip(falls / falls.max(), 0, 1)).astype(np.uint8))
     tint = Image.new("RGB", photo.size, TINT)
     tinted = Image.composite(tint, photo, share.resize(photo.size, Image.Resampling.BICUBIC))
-    return tinted, f"The more a part is tinted, the more the answer {label} rests on it."
+    return tinted, f"The stronger the tint, the more the answer {label} depends on that part."
 
 
 def models() -> list[dict[str, str | bool | list[str]]]:
@@ -679,7 +681,7 @@ def card_summary(folder: Path) -> tuple[str, str]:
 
 
 HEAD = """<meta property="og:title" content="{title}">
-<meta property="og:description" content="Drop a photo: it says what it sees, how sure it is, and why.">
+<meta property="og:description" content="Drop a photo: the model says what it sees, how sure it is, and why.">
 <meta property="og:image" content="https://{host}/picture">
 <script>{script}</script>"""
 TINT = "#ff7a00"
@@ -796,7 +798,7 @@ def percent(share: float) -> str:
     return "< 1 %" if share < 0.01 else "> 99 %" if share > 0.99 else f"{100 * share:.0f} %"
 
 
-def verdict_card(found: dict[str, float], small: str) -> str:
+def verdict_card(found: dict[str, float], unsure_below: float, small: str) -> str:
     """Return an answer as HTML: the label, how sure it is, a bar for each label (first five of many), small print."""
     colours = dict(zip(sorted(found), itertools.cycle(COLOURS), strict=False))
     bars = [
@@ -808,9 +810,12 @@ def verdict_card(found: dict[str, float], small: str) -> str:
         bars[5:] = ["<details><summary>Show all</summary>", *bars[5:], "</details>"]
     label, share = next(iter(found.items()))
     sure = "Very sure" if share >= SURE else "Fairly sure" if share >= 0.7 else "Hard to tell"
+    if share < unsure_below and label != UNSURE:
+        label, sure = UNSURE, f"Perhaps {label}"
+    sure = html.escape(f"{sure}: {percent(share)}")
     return (
-        f'<div role="status"><p class="say{" long" * (len(label) > 24)}">{html.escape(label)}</p><p class="sure">{sure}: '
-        f'{html.escape(percent(share))}</p>{"".join(bars)}<p class="quiet">{html.escape(small)}</p></div>'
+        f'<div role="status"><p class="say{" long" * (len(label) > 24)}">{html.escape(label)}</p><p class="sure">{sure}</p>'
+        f'{"".join(bars)}<p class="quiet">{html.escape(small)}</p></div>'
     )
 
 
@@ -819,7 +824,7 @@ def note(head: str, words: str = "") -> str:
     return f'<div role="status"><p class="say long">{html.escape(head)}</p><p>{html.escape(words)}</p></div>'
 
 
-NOTHING = note("No photo yet", "The answer appears here: what the photo shows, and how sure that is.")
+NOTHING = note("No photo yet", "The answer appears here: what the photo shows, and how sure the model is.")
 
 
 def page_title() -> str:
@@ -834,9 +839,7 @@ def page_title() -> str:
 def heading() -> str:
     """Return the head of the page in HTML."""
     what = " of a cat, a dog, or something else" * (shown_labels("mobilenet") == PET_LABELS)
-    return (
-        f"<h1>{html.escape(page_title())}</h1><p>Drop a photo{what}. It says what it sees, how sure it is, and why.</p>"
-    )
+    return f"<h1>{html.escape(page_title())}</h1><p>Drop a photo{what}. The model says what it sees, how sure it is, and why.</p>"
 
 
 def example_files() -> tuple[Path, ...]:
@@ -873,14 +876,14 @@ def show(upload: dict | None, model: str) -> Iterator[tuple]:
         browsers_show = path.suffix.lower() in BROWSERS_SHOW and path.is_relative_to(UPLOADS)
         preview = gr.skip() if browsers_show else opened
         if model not in READY:
-            words = f"The model {model} is being loaded. The answer comes as soon as it is there."
+            words = f"The model {model} is being loaded. The answer follows."
             yield view(preview, note("One moment", words))
             classifier(model)  # so that the time is not that of loading it
         start = time.perf_counter()
         found, seen = answer(opened, model)
         small = f"{READY[model].name}, {1000 * (time.perf_counter() - start):.0f} ms."
         small += f" Of ImageNet's 1000 classes it looks most like: {seen}." * bool(seen)
-        yield view(preview, verdict_card(found, small), more=True)
+        yield view(preview, verdict_card(found, READY[model].unsure_below, small), more=True)
     except gr.Error as error:
         yield view(preview, note("No answer", error.message))
 
@@ -1071,11 +1074,11 @@ with gr.Blocks(title=page_title(), analytics_enabled=False) as demo:
 # What a call is told that cannot be answered, by the status of the answer: never what it sent, or what failed in here.
 REFUSALS = {
     400: "This request cannot be read. See the README, or /gradio_api/info, for what a call looks like.",
-    403: "This is not for others to read.",
-    404: "There is nothing at this address. The page is at /, and photos are taken by POST /api/predict.",
+    403: "You may not read this.",
+    404: "There is nothing at this address. The page is at /; send photos to /api/predict by POST.",
     405: "This address does not take that method. Send photos by POST.",
     413: f"This is too large. A photo may have {MAX_FILE // 10**6} MB, and a call {MAX_BODY // 10**6} MB.",
-    415: "This is not a kind of content that is taken here. Send the photo itself, or a form with it.",
+    415: "This kind of content is not read here. Send the photo itself, or a form with the photo.",
     422: "This call does not have the form that /gradio_api/info describes.",
     503: (BUSY := "The app is busy. Try again in a few seconds."),
     507: "The server has no room for more photos. Try again in an hour.",
@@ -1123,7 +1126,7 @@ async def api_predict(request) -> JSONResponse:
     else:
         content = await request.body()
     if not content:
-        return refuse(400, "There is no photo in this call: send it as the body, or as a file in a form.")
+        return refuse(400, "This call has no photo. Send it as the body, or as a file in a form.")
 
     def look() -> JSONResponse:
         try:
@@ -1259,14 +1262,18 @@ def guarded(app: Callable) -> Callable:
     return call
 
 
-def background() -> None:
-    """Load the models, so that the first visitor need not wait, then delete old files again and again."""
+def load_models() -> None:
+    """Load the models, so that the first visitor need not wait."""
     for name in MODELS:
         try:
             classifier(name)
             print(f"Model {name} is ready: {MODELS[name]}", flush=True)
         except gr.Error as error:
             print(error.message, file=sys.stderr, flush=True)
+
+
+def sweep() -> None:
+    """Delete old files again and again."""
     while True:
         time.sleep(KEEP_SECONDS)
         for path in sorted(UPLOADS.rglob("*"), reverse=True):  # uploads that were cut off too; folders come last
@@ -1302,6 +1309,8 @@ def launch() -> None:
         return refuse(getattr(error, "status_code", 422 if isinstance(error, RequestValidationError) else 400))
 
     UPLOADS.mkdir(parents=True, exist_ok=True)
+    if ZERO_GPU:
+        load_models()  # what is on the GPU when the page goes up is there in each call
     routes = [
         Route("/api/predict", api_predict, methods=["POST"]),
         Route("/api/health", api_health),
@@ -1332,7 +1341,9 @@ def launch() -> None:
             "routes": routes,
         },
     )
-    threading.Thread(target=background, daemon=True).start()  # after the page is up
+    if not ZERO_GPU:
+        threading.Thread(target=load_models, daemon=True).start()  # after the page is up
+    threading.Thread(target=sweep, daemon=True).start()
 
 
 def serve() -> int:

@@ -4,6 +4,7 @@ Command lines are called in this process (`call`); a program is started (`run_pr
 program is the point. A worker starts the app and the browser once.
 """
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -23,6 +24,7 @@ import types
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -261,6 +263,21 @@ def leave(url: str, api_name: str, *data, wait: Callable = lambda: None) -> None
     with urllib.request.urlopen(f"{url}/gradio_api/call/{api_name}/{event}") as stream:
         wait()
         stream.fp.raw._sock.shutdown(2)
+
+
+def call_tools(address: str, calls: list[tuple[str, dict]]) -> tuple[list, list]:
+    """Return the tools of an MCP server, and the answers of calls to them, through the client library."""
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
+    async def run():
+        async with streamable_http_client(address) as (read, write, _), ClientSession(read, write) as session:
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            return tools, [await session.call_tool(name, arguments) for name, arguments in calls]
+
+    with ThreadPoolExecutor(1) as thread:  # in this one, the browser's loop may be running
+        return thread.submit(asyncio.run, run()).result()
 
 
 def upload_file(url: str, name: str, content: bytes) -> dict:

@@ -23,6 +23,7 @@ class StandInHub:
         self.commits: dict[str, list[dict[str, bytes]]] = {}
         self.private: dict[str, bool] = {}
         self.lfs: dict[str, bytes] = {}
+        self.copies: dict[str, dict[str, str]] = {}  # of Spaces, with their variables
         self.requests: list[str] = []
         self.faults: dict[int, int | str] = {}
         self.connections: set[socket.socket] = set()
@@ -150,6 +151,10 @@ class StandInHub:
             self.commits.setdefault(repo_id, [{}])
             self.private.setdefault(repo_id, asked.get("visibility") == "private" or asked.get("private", False))
             return request.answer(200, {"url": f"{self.url}/{repo_id}", "name": repo_id, "id": repo_id})
+        if path.startswith("/api/spaces/") and path.endswith("/duplicate"):
+            asked = json.loads(body)
+            self.copies[asked["repository"]] = {one["key"]: one["value"] for one in asked["variables"]}
+            return request.answer(200, {"url": f"{self.url}/spaces/{asked['repository']}"})
         if path == "/api/validate-yaml":
             return request.answer(200, {"errors": [], "warnings": []})
         if path.startswith("/lfs/"):

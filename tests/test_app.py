@@ -15,11 +15,12 @@ import gradio as gr
 import numpy as np
 import onnx
 import pytest
-from conftest import ROOT, app_process, call_endpoint, data_url
+from conftest import ROOT, app_process, ask, call_endpoint, data_url, running_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from odd_files import stored
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import pipeline
 
 import app
@@ -164,6 +165,55 @@ def test_a_model_of_two_labels_is_not_sure_below_its_own_threshold(tmp_path, put
         assert sum(found[threshold].values()) == pytest.approx(1)
     assert sorted(found[0.0]) == ["Cat", "Dog"]
     assert max(found[0.999], key=found[0.999].get) == "Not sure"
+
+
+# Hugging Face's module as it behaves on ZeroGPU: there is a GPU only while a function runs that asks for it, which gets
+# its arguments in another process; what was put on "cuda" before the page went up is there, too.
+SPACES = """
+import os, pickle, sys
+
+assert "torch" not in sys.modules, "it must be imported before torch"
+import gradio, torch
+
+log = open(os.environ["SPACES_LOG"], "a", buffering=1)
+state = "before the page"
+
+def cuda(tensor, *_):
+    print("cuda", state, file=log)
+    return tensor
+
+def launch(*arguments, launch=gradio.Blocks.launch, **named):
+    global state
+    state = "behind the page"
+    return launch(*arguments, **named)
+
+torch.Tensor.cuda, torch.cuda.is_available, gradio.Blocks.launch = cuda, lambda: True, launch
+
+def GPU(function):
+    def call(*arguments):
+        global state
+        before, state = state, f"lent for {arguments[0]}"
+        print(state, file=log)
+        try:
+            return pickle.loads(pickle.dumps(function(*pickle.loads(pickle.dumps(arguments)))))
+        finally:
+            state = before
+    return call
+"""
+
+
+def test_on_zerogpu_only_a_model_without_an_onnx_file_asks_for_the_gpu(tmp_path, tiny_vit):
+    (tmp_path / "spaces.py").write_text(SPACES)
+    log, photo = tmp_path / "log", (app.EXAMPLES / "dog-red.jpg").read_bytes()
+    space = {"SPACES_ZERO_GPU": "true", "SPACES_LOG": str(log), "PYTHONPATH": str(tmp_path)}
+    with running_app(VIT_MODEL=str(tiny_vit), **space) as url:
+        assert json.loads(ask(f"{url}/api/predict", photo)[2])[0]["label"] == "Dog"
+        assert "lent" not in log.read_text()
+        assert json.loads(ask(f"{url}/api/predict?model=vit", photo)[2])[0]["label"] == "Neither"
+    said = log.read_text().splitlines()
+    assert said.count("lent for vit") == 1 and "cuda behind the page" not in said
+    assert said.count("cuda before the page") == len(list(load_file(tiny_vit / "model.safetensors")))
+    assert said.count("cuda lent for vit") == 1  # the pixels alone
 
 
 def test_the_imagenet_classes_are_read_by_index():

@@ -1,6 +1,5 @@
 """What programs and agents meet: /api/predict, /api/health, MCP, addresses of photos, and requests that make no sense."""
 
-import asyncio
 import base64
 import dataclasses
 import http.server
@@ -13,12 +12,10 @@ import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import HUB_ADDRESS, ask, call_endpoint, data_url, upload_file
+from conftest import HUB_ADDRESS, ask, call_endpoint, call_tools, data_url, upload_file
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from huggingface_hub import InferenceClient
-from mcp import ClientSession
-from mcp.client.streamable_http import streamable_http_client
 from PIL import Image
 
 import app
@@ -284,24 +281,8 @@ def test_what_is_too_large_is_refused_without_a_reset(app_url):
         assert status == 413 and "too large" in json.loads(content)["error"]
 
 
-def call_tools(url: str, calls: list[tuple[str, dict]]) -> tuple[list, list]:
-    """Return the tools of an MCP server, and the answers of calls to them, through the client library."""
-
-    async def run():
-        async with (
-            streamable_http_client(f"{url}/gradio_api/mcp/") as (read, write, _),
-            ClientSession(read, write) as session,
-        ):
-            await session.initialize()
-            tools = (await session.list_tools()).tools
-            return tools, [await session.call_tool(name, arguments) for name, arguments in calls]
-
-    with ThreadPoolExecutor(1) as thread:  # in this one, the browser's loop may be running
-        return thread.submit(asyncio.run, run()).result()
-
-
 def test_agents_find_tools_that_only_read_and_say_how_a_photo_is_given(app_url):
-    tools, _ = call_tools(app_url, [])
+    tools, _ = call_tools(f"{app_url}/gradio_api/mcp/", [])
     assert [tool.name for tool in tools] == ["predict", "predict_batch", "compare", "explain", "models"]
     for tool in tools:
         assert tool.title and tool.annotations.readOnlyHint and len(tool.description) > 30
@@ -329,7 +310,7 @@ def test_agents_call_every_tool(app_url, put_behind, tiny_vit, way):
         ("explain", {"image": photo, "model": "vit"}),
         ("models", {}),
     ]
-    _, answers = call_tools(app_url, calls)
+    _, answers = call_tools(f"{app_url}/gradio_api/mcp/", calls)
     assert not any(answer.isError for answer in answers), answers
     one, same, many, both, _, models = (
         json.loads(answer.content[0].text) if answer.content[0].type == "text" else 0 for answer in answers
@@ -370,7 +351,8 @@ def test_agents_are_refused_in_words_that_do_not_repeat_what_they_sent(app_url):
         for tool in ("predict", "predict_batch", "compare", "explain")
     ]
     _, answers = call_tools(
-        app_url, [*calls, ("predict", {}), ("nothing", {}), ("predict", {"image": "", "model": "secret"})]
+        f"{app_url}/gradio_api/mcp/",
+        [*calls, ("predict", {}), ("nothing", {}), ("predict", {"image": "", "model": "secret"})],
     )
     for (tool, arguments), answer in zip(calls, answers, strict=False):
         said = answer.content[0].text

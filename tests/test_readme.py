@@ -1,5 +1,6 @@
 """README.md: every command on it works as printed, and its front matter is what a Space needs."""
 
+import json
 import re
 import shlex
 import shutil
@@ -12,7 +13,7 @@ import pytest
 import torch
 import torchvision
 import yaml
-from conftest import ROOT, call, running_app, write_photos
+from conftest import ROOT, TOKEN, call, call_tools, running_app, write_photos
 from gradio_client import Client, handle_file
 from packaging.requirements import Requirement
 
@@ -87,21 +88,31 @@ def test_prep_finetune_and_the_page_work_as_pasted(scripts, tiny_vit, monkeypatc
     ("language", "words", "expected"),
     [
         ("python", "InferenceClient(", "label='Dog', score=0.9"),
-        ("python", "Client(", "Dog ["),
-        ("python", "ClientSession(", '{"label": "Cat"'),
-        ("javascript", "fetch(", "label: 'Dog'"),
+        ("python", "Client(", "{'label': 'Cat'"),
         ("bash", "curl", '[{"label":"Neither"'),
     ],
 )
 def test_the_client_calls_work_as_pasted(app_url, scripts, language, words, expected):
     code = next(code for kind, code in BLOCKS if kind == language and re.search(rf"\b{re.escape(words)}", code))
     code = code.replace("http://127.0.0.1:7860", app_url)
-    if language != "bash":
-        file = "call.py" if language == "python" else "call.mjs"
-        (scripts / file).write_text(code)
-        code = f"{'python' if language == 'python' else 'node'} {file}"
+    if language == "python":
+        (scripts / "call.py").write_text(code)
+        code = "python call.py"
     result = shell(code, scripts)
     assert result.returncode == 0 and expected in result.stdout, result.stderr
+
+
+def test_agents_find_the_tools_where_it_says(app_url):
+    config = json.loads(next(code for language, code in BLOCKS if language == "json"))
+    tools, _ = call_tools(config["mcpServers"]["pets"]["url"].replace("http://127.0.0.1:7860", app_url), [])
+    assert [tool.name for tool in tools] == ["predict", "predict_batch", "compare", "explain", "models"]
+
+
+def test_the_page_is_copied_with_another_model(hub, scripts):
+    command = next(command for command in COMMANDS if command.startswith("hf repos duplicate"))
+    result = shell(command, scripts, HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
+    assert result.returncode == 0, result.stderr
+    assert hub.copies == {"you/your-page": {"MOBILENET_MODEL": "you/your-model"}}
 
 
 def test_the_page_less_command_works_as_pasted(scripts):
@@ -137,7 +148,11 @@ def test_the_front_matter_suits_a_space_and_the_requirements():
     card = yaml.safe_load(README.split("---")[1])
     assert (card["sdk"], card["app_file"]) == ("gradio", "app.py")
     assert len(card["short_description"]) <= 60
-    assert isinstance(card["python_version"], str) and tuple(map(int, card["python_version"].split("."))) >= (3, 11)
+    assert (card["python_version"], card["suggested_hardware"], card["license"]) == ("3.12", "cpu-basic", "apache-2.0")
+    assert (ROOT / card["thumbnail"]).is_file()
+    second, _, files = card["preload_from_hub"][0].partition(" ")
+    assert second in card["models"] and f'or "{second}"' in (ROOT / "app.py").read_text()
+    assert {"config.json", "model.safetensors"} < set(files.split(","))
     gradio = Requirement(
         next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("gradio"))
     )

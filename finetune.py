@@ -258,10 +258,11 @@ class Photos:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict:
-        photo = self.photo(index)
+        photo, row = self.photo(index), {"labels": self.labels[index]}
         if self.side:
-            photo = vary(photo, self.side, random.Random(f"{self.seed} {self.epoch} {index}"))
-        return {"pixels": np.array(photo), "labels": self.labels[index]}
+            plain, photo = vary(photo, self.side, random.Random(f"{self.seed} {self.epoch} {index}"))
+            row["plain"] = np.array(plain)
+        return {"pixels": np.array(photo), **row}
 
     def __getitems__(self, indices: list[int]) -> list[dict]:
         with ThreadPoolExecutor(own_cores()) as pool:
@@ -269,11 +270,11 @@ class Photos:
 
 
 def batch(rows: list[dict]) -> dict:
-    """Return `pixels` (N, 3, side, side), in the order of channels_last, in which training is quicker, and `labels` (N)."""
+    """Return `labels` (N) and photos (N, 3, side, side), in the order of channels_last, in which training is quicker."""
     import torch
 
-    pixels, labels = (torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("pixels", "labels"))
-    return {"pixels": pixels.permute(0, 3, 1, 2), "labels": labels}
+    found = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+    return {name: found[name].permute(0, 3, 1, 2) for name in found if name != "labels"} | {"labels": found["labels"]}
 
 
 def scale(pixels, processor):
@@ -292,18 +293,19 @@ def jpeg(photo: Image.Image, quality: int) -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
-def vary(photo: Image.Image, side: int, dice: random.Random) -> Image.Image:
-    """Return a view of a training photo, side x side, such as strangers' photos may be.
+def vary(photo: Image.Image, side: int, dice: random.Random) -> tuple[Image.Image, Image.Image]:
+    """Return a view of a training photo, side x side, plain and as strangers' photos may be.
 
-    It is a part of it, somewhat stretched; of as little as 64 pixels, JPEG quality 10, blurred by up to 4 px of 224;
+    It is a part of it, somewhat stretched; then of as little as 64 pixels, JPEG quality 10, blurred by up to 4 px of 224;
     mirrored, turned; with other colours, down to a tenth of the light. Low resolution and JPEG also hide from which
     source a photo is: a network that sees that learns the source instead of the thing.
     """
     area, stretch = dice.uniform(0.6, 1), math.exp(dice.uniform(-0.28, 0.28))
     wide, high = (photo.width * min(1, area * one) ** 0.5 for one in (stretch, 1 / stretch))
     left, top = dice.uniform(0, photo.width - wide), dice.uniform(0, photo.width - high)
+    plain = photo.resize((side, side), Image.Resampling.BILINEAR, (left, top, left + wide, top + high))
     small = dice.randint(min(64, side), side) if dice.random() < 0.5 else side
-    photo = photo.resize((small, small), Image.Resampling.BILINEAR, (left, top, left + wide, top + high))
+    photo = plain.resize((small, small), Image.Resampling.BILINEAR)
     if dice.random() < 0.4:
         photo = jpeg(photo, dice.randint(10, 95))
     photo = photo.resize((side, side), Image.Resampling.BILINEAR)
@@ -311,7 +313,7 @@ def vary(photo: Image.Image, side: int, dice: random.Random) -> Image.Image:
         photo = photo.filter(ImageFilter.GaussianBlur(dice.uniform(0, 4) * side / 224))
     if dice.random() < 0.5:
         photo = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if dice.random() < 0.15:
+    if dice.random() < 0.3:
         photo = photo.transpose(dice.choice([Image.Transpose[f"ROTATE_{angle}"] for angle in (90, 180, 270)]))
     if dice.random() < 0.5:
         light = 10 ** dice.uniform(-1, 0) if dice.random() < 0.3 else dice.uniform(0.7, 1.3)
@@ -319,7 +321,7 @@ def vary(photo: Image.Image, side: int, dice: random.Random) -> Image.Image:
         mixed = contrast * (colour * np.eye(3) + (1 - colour) * np.array([0.3, 0.59, 0.11]))
         matrix = light * np.hstack([mixed, np.full((3, 1), 128 * (1 - contrast))])
         photo = photo.convert("RGB", matrix.flatten().tolist())
-    return photo
+    return plain, photo
 
 
 def training_size(size: int, progress: float) -> int:
@@ -459,9 +461,10 @@ def head_name(model) -> str:
 
 
 class Teacher:
-    """An image classifier of any classes that is asked about the very view that the student sees.
+    """An image classifier of any classes that is asked about the very view of a photo that the student sees.
 
-    Beyer et al. 2022 (Knowledge distillation: A good teacher is patient and consistent). On a CPU it runs in OpenVINO,
+    Beyer et al. 2022 (Knowledge distillation: A good teacher is patient and consistent). It sees the view plain: blurred or
+    upside down it would know it less well, and the student is to answer as if it were plain. On a CPU it runs in OpenVINO,
     many times as quick as in eager torch; on a GPU in half precision. ValueError if transformers cannot load it.
     """
 
@@ -537,13 +540,13 @@ def make_student(model, processor, class_weights, teacher: Teacher | None):
             self.register_buffer("class_weights", class_weights, persistent=False)
             self.imitation = torch.nn.Linear(head.in_features, teacher.classes) if teacher else None
 
-        def forward(self, pixels, labels):
+        def forward(self, pixels, labels, plain=None):
             features = []
             with head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0])):
                 logits = self.network(scale(pixels, processor)).logits
             loss = cross_entropy(logits, labels, self.class_weights)
             if teacher and self.training:
-                theirs = teacher.logits(pixels)
+                theirs = teacher.logits(plain)
                 ours, theirs = (torch.from_numpy(found).to(logits) for found in (teacher.read(theirs), theirs))
                 loss = LABELS * loss + OUR_CLASSES * divergence(logits, ours)
                 loss = loss + ITS_CLASSES * divergence(self.imitation(features[0]), softmax(theirs, 1))

@@ -423,10 +423,10 @@ def test_the_options_of_training_change_the_weights_and_the_card_stays_true(data
     assert not any(torch.equal(first, second) for first, second in itertools.combinations(learnt.values(), 2))
 
 
-def test_a_teacher_answers_about_the_very_view_that_the_student_sees(dataset, tiny_vit):
+def test_a_teacher_answers_as_it_does_elsewhere(dataset, tiny_vit):
     photos = finetune.Photos(load_from_disk(str(dataset))["train"], finetune.image_processor(64))
     photos.side = 48
-    views = finetune.batch([photos[index] for index in range(8)])["pixels"]
+    views = finetune.batch([photos[index] for index in range(8)])["plain"]
     teacher = finetune.Teacher(str(tiny_vit), "cpu")
     processor, model = AutoImageProcessor.from_pretrained(tiny_vit), ViTForImageClassification.from_pretrained(tiny_vit)
     with torch.inference_mode():
@@ -449,11 +449,13 @@ def test_a_view_depends_on_seed_epoch_and_photo_alone(dataset):
 
 
 def test_views_are_blurred_dark_turned_and_coarse_now_and_then():
-    """A white square in the upper left quarter of a grey photo."""
+    """A white square in the upper left quarter of a grey photo; the teacher's view has it there, and light."""
     photo = Image.new("RGB", (96, 96), (90, 90, 90))
     photo.paste((250, 250, 250), (4, 4, 44, 44))
-    views = [np.asarray(finetune.vary(photo, 96, random.Random(seed))).astype(float) for seed in range(400)]
-    assert all(view.shape == (96, 96, 3) for view in views)
+    both = [finetune.vary(photo, 96, random.Random(seed)) for seed in range(400)]
+    plain, views = ([np.asarray(view).astype(float) for view in part] for part in zip(*both, strict=True))
+    assert all(view.shape == (96, 96, 3) for view in (*plain, *views))
+    assert all(view.max() == 250 and view[:24, :24].mean() > view[48:].mean() + 30 for view in plain)
     light = np.array([view.max() for view in views])
     assert 20 < light.min() < 60 and (light > 200).mean() > 0.7
     edges = np.array([np.abs(np.diff(view, axis=1)).max() / np.ptp(view) for view in views if np.ptp(view) > 20])
@@ -474,11 +476,12 @@ def test_the_loss_has_the_three_parts_and_the_features_feel_each(dataset, tiny_v
     teacher.learn_our_classes(photos, names, PartialState(cpu=True))
     weights = torch.tensor([1.0, 2.0, 0.5])
     student = finetune.make_student(model, processor, weights, teacher)
+    every = teacher.logits(finetune.batch(list(photos))["pixels"])
+    photos.side = 48
     rows = finetune.batch([photos[index] for index in range(4)])
-    theirs = teacher.logits(rows["pixels"])
+    theirs = teacher.logits(rows["plain"])
     ours = teacher.read(theirs)
     assert ours.shape == (4, 3) and np.allclose(ours.sum(1), 1)
-    every = teacher.logits(finetune.batch(list(photos))["pixels"])
     expected = LogisticRegression(C=0.01, max_iter=200).fit(every, photos.labels).predict_proba(theirs)
     assert np.allclose(ours, expected, atol=1e-3)
     pixels = finetune.scale(rows["pixels"], processor)

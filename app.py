@@ -88,7 +88,7 @@ IMAGENET = 1000  # classes; a model with as many is taken to know them, in the u
 # hairless). Names would not do: catamaran and bullfrog are no pets, and 105 breeds do not say "dog".
 CATS, DOGS = slice(281, 286), slice(151, 269)
 # How often a photo here is taken to show a cat, a dog or neither; by ImageNet's 5, 118 and 877 of 1000 classes half of all
-# cats would be "Neither". And the temperature of such a model. Both measured: README, "How good it is".
+# cats would be "Neither". And the temperature of such a model. Both measured: examples/README.md.
 PET_SHARES, PET_TEMPERATURE = (0.2, 0.2, 0.6), 0.7
 # Pillow's other formats are rarely looked after; JPEG includes MPO. HEIF is what iPhones write as .heic.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")

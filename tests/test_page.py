@@ -22,6 +22,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 import app
+import finetune
 
 PERMISSIONS = ["clipboard-read", "clipboard-write", "camera"]
 # The phone in the dark.
@@ -73,7 +74,7 @@ def choose(page, model):
 
 def ask_why(page):
     page.get_by_role("button", name="Why?").click()
-    expect(page.get_by_text("The more a part is tinted")).to_be_visible(timeout=ENOUGH_TIME)
+    expect(page.get_by_text("The stronger the tint")).to_be_visible(timeout=ENOUGH_TIME)
 
 
 def classify_many(page, files):
@@ -135,11 +136,11 @@ def test_why_and_the_other_model_answer_on_the_same_screen(page, put_behind, tin
     other.click()
     second = page.get_by_text(f"{tiny_vit.name}: Neither")
     expect(second).to_be_visible(timeout=ENOUGH_TIME)
-    assert in_first_screen(page, page.get_by_text("The more a part is tinted"), second, answer(page))
+    assert in_first_screen(page, page.get_by_text("The stronger the tint"), second, answer(page))
     expect(answer(page)).to_have_text("Dog")
     example(page, "cat-chelsea.jpg")  # what was said of the other photo goes
     expect(answer(page)).to_have_text("Cat", timeout=ENOUGH_TIME)
-    expect(page.get_by_text("The more a part is tinted")).to_have_count(0)
+    expect(page.get_by_text("The stronger the tint")).to_have_count(0)
     expect(second).to_have_count(0)
 
 
@@ -230,7 +231,7 @@ def test_the_keyboard_alone_does_everything(page):
         if page.evaluate("document.activeElement.textContent").strip() == "Why?":
             break
     page.keyboard.press("Enter")
-    expect(page.get_by_text("The more a part is tinted")).to_be_visible(timeout=ENOUGH_TIME)
+    expect(page.get_by_text("The stronger the tint")).to_be_visible(timeout=ENOUGH_TIME)
     page.get_by_role("tab", name="One photo").focus()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
@@ -432,6 +433,26 @@ def own_model(tmp_path, put_behind):
         return folder
 
     return put
+
+
+def test_a_quick_second_photo_is_answered_too(page, put_behind):
+    put_behind(mobilenet=app.OURS)
+    with app.LOADING["mobilenet"]:
+        example(page, "cat-chelsea.jpg")
+        expect(answer(page)).to_have_text("One moment", timeout=ENOUGH_TIME)
+        example(page, "dog-red.jpg")
+        page.wait_for_timeout(500)  # for a request that may not come
+    expect(answer(page)).to_have_text("Dog", timeout=ENOUGH_TIME)
+
+
+def test_a_doubtful_answer_is_called_so(page, tmp_path, put_behind):
+    model, processor = finetune.build_model("mobilenet_v3_small", app.PET_LABELS, "none", 48)
+    finetune.write_model(tmp_path / "model", model.eval(), processor, 0.999)
+    put_behind(vit=tmp_path / "model")
+    choose(page, "vit")
+    example(page, "dog-red.jpg")
+    expect(answer(page)).to_have_text("Not sure", timeout=ENOUGH_TIME)
+    expect(page.locator(".verdict .sure")).to_have_text(re.compile(r"^Perhaps (Cat|Dog|Neither): \d+ %$"))
 
 
 @pytest.mark.parametrize(

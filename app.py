@@ -705,12 +705,12 @@ lists the calls for Python and JavaScript, and agents find tools at `ADDRESS/gra
 ## Train your own
 
 A folder of photos and a list of labels are enough: `prep.py` makes a dataset of them, `finetune.py` a model with a card of
-its own, and the variable `MOBILENET_MODEL` puts it on this page. The README tells how.
+its own, and the variable `MOBILENET_MODEL` puts it on this page. The README says how.
 """
 IMAGENET_WORDS = """
-A model that knows the 1000 classes of ImageNet answers with its 5 cats, its 118 dogs and all the rest, each taken together,
-as if of ten photos two showed a cat, two a dog and six neither. With those shares a network of this kind
-(EfficientNet-Lite2) was right about at least 95 % of each; with ImageNet's own it took most cats for "Neither".
+A model with ImageNet's 1000 classes answers here with three labels: its 5 cats count as Cat, its 118 dogs as Dog, the rest as
+Neither. It is told that of ten photos two show a cat, two a dog and six neither. With these shares a network of this kind
+(EfficientNet-Lite2) was right about at least 95 % of each; with ImageNet's own shares it called most cats "Neither".
 """
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": "monospace"}  # nothing is loaded from elsewhere
 CSS = """

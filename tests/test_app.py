@@ -75,7 +75,7 @@ def test_a_path_on_the_server_is_never_opened(app_url):
         for file in ({"path": str(path)}, {"path": str(path), "meta": {"_type": "gradio.FileData"}}):
             assert "event: error" in call_endpoint(app_url, "predict", file, "mobilenet")
             rows = call_endpoint(app_url, "predict_batch", [file], "mobilenet")
-            assert "event: error" in rows or "is not taken" in rows
+            assert "event: error" in rows or "are not read" in rows
 
 
 def test_batch_answers_every_file_in_order_and_a_broken_one_with_its_reason(client, tmp_path):

@@ -288,7 +288,7 @@ def test_a_refusal_stands_where_the_answer_would_and_stays(page):
     expect(page.get_by_text("Choose some photos.")).to_be_visible(timeout=ENOUGH_TIME)
 
 
-def test_a_model_that_cannot_be_had_says_so_and_the_other_still_answers(page):
+def test_a_model_that_cannot_be_loaded_says_so_and_the_other_still_answers(page):
     upload(page, "dog-grey.jpg")
     expect(answer(page)).to_have_text("Dog", timeout=ENOUGH_TIME)
     choose(page, "vit")

@@ -2,22 +2,22 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #   "accelerate>=1.12",
-#   "datasets>=5",
-#   "huggingface_hub>=2.1",
+#   "datasets>=5.1",
+#   "huggingface_hub>=2.1.1",
 #   "matplotlib>=3.10",
 #   "numpy>=2.2",
 #   "onnx>=1.19",
 #   "openvino>=2026.0",
 #   "pandas>=3",
 #   "pillow>=12",
-#   "safetensors>=0.6",
+#   "safetensors>=0.8",
 #   "scikit-learn>=1.7",
 #   "tenacity>=9",
 #   "timm>=1.0.20",
 #   "torch>=2.11",
 #   "torchvision>=0.26",
 #   "tqdm>=4.67",
-#   "transformers>=5.17",
+#   "transformers>=5.18",
 # ]
 #
 # [tool.hf-jobs]

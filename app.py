@@ -1055,15 +1055,15 @@ with gr.Blocks(title=page_title(), analytics_enabled=False) as demo:
 
     page = {"api_visibility": "private", "show_progress": "hidden", **raw}
     at_once = {**page, "queue": False}  # what costs nothing takes no place from those who wait for an answer
-    latest = {**page, "trigger_mode": "always_last"}  # what is chosen while an answer is under way is answered next
+    each = {**page, "trigger_mode": "multiple"}  # what is chosen while an answer is under way is answered next
     slow = {**page, "show_progress": "full"}
     shown = [photo, verdict, why, other, legend, second, asked]
     results = [summary, table_file, sorted_file, only, thumbnails, as_table, table]
     demo.load(show_first, None, [head, examples, model, text, *shown], **page)
     about_tab.select(about, None, text, **at_once)
-    gr.on([photo.input, photo.clear], show, [photo, model], shown, **latest)
-    examples.select(show_example, model, shown, **latest)
-    model.input(show, [asked, model], shown, **latest)
+    gr.on([photo.input, photo.clear], show, [photo, model], shown, **each)
+    examples.select(show_example, model, shown, **each)
+    model.input(show, [asked, model], shown, **each)
     why.click(show_why, [asked, model], [photo, legend], show_progress_on=legend, **slow)
     other.click(show_other, [asked, model], second, **slow)
     folder.click(None, js=CHOOSE_FOLDER, **at_once)

@@ -483,7 +483,7 @@ FAULTS = [
     Fault(
         "app: a photo pasted while another is answered is passed over",
         "app.py",
-        '"trigger_mode": "always_last"',
+        '"trigger_mode": "multiple"',
         '"trigger_mode": "once"',
         "page quick_second",
     ),

@@ -326,12 +326,12 @@ def test_agents_call_every_tool(app_url, put_behind, tiny_vit, way):
 
 # Photos that are not looked at, and what is said of them.
 REFUSED = {
-    "http://127.0.0.1:1/secret.jpg": "public address",
-    "http://localhost/secret.jpg": "public address",
-    "http://169.254.169.254/secret": "public address",
-    "http://10.0.0.1/secret.jpg": "public address",
-    "http://[::1]/secret.jpg": "public address",
-    "https://secret.invalid/secret.jpg": "public address",
+    "http://127.0.0.1:1/secret.jpg": "must be public",
+    "http://localhost/secret.jpg": "must be public",
+    "http://169.254.169.254/secret": "must be public",
+    "http://10.0.0.1/secret.jpg": "must be public",
+    "http://[::1]/secret.jpg": "must be public",
+    "https://secret.invalid/secret.jpg": "must be public",
     "ftp://example.org/secret.jpg": "Upload the photo first",
     "file:///etc/secret": "Upload the photo first",
     "/etc/secret": "Upload the photo first",
@@ -399,12 +399,12 @@ def test_no_address_inside_a_network_is_fetched_for_a_client(app_url, inside):
     for file in files:
         for endpoint, argument in (("predict", file), ("predict_batch", [file]), ("explain", file), ("compare", file)):
             said = call_endpoint(app_url, endpoint, argument, *["mobilenet"] * (endpoint != "compare"))
-            assert "public address" in said or "Upload the photo first" in said, (endpoint, file, said)
+            assert "must be public" in said or "Upload the photo first" in said, (endpoint, file, said)
             assert address not in said and (endpoint == "predict_batch") == ("event: complete" in said)
     escaped = json.dumps({"data": [files[1], "mobilenet"]}).replace("http", "\\u0068ttp").encode()
     started = ask(f"{app_url}{CALL}", escaped, **JSON)[2]
-    assert b"public address" in ask(f"{app_url}{CALL}/{json.loads(started)['event_id']}")[2]
-    with pytest.raises(AppError, match="public address"):
+    assert b"must be public" in ask(f"{app_url}{CALL}/{json.loads(started)['event_id']}")[2]
+    with pytest.raises(AppError, match="must be public"):
         Client(app_url, verbose=False).predict(handle_file(address), "mobilenet", api_name="/predict")
     for path in ("https://example.org/x.jpg", address):  # gradio would hand it on, for anybody
         assert ask(f"{app_url}/gradio_api/file={path}")[0] == 403
@@ -413,8 +413,8 @@ def test_no_address_inside_a_network_is_fetched_for_a_client(app_url, inside):
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [("/cat.jpg", ""), ("/moved", ""), ("/away", "public address"), ("/round", "public address")]
-    + [("/large", "20 MB"), ("/slow", "10 seconds"), ("/missing", "public address")],
+    [("/cat.jpg", ""), ("/moved", ""), ("/away", "must be public"), ("/round", "must be public")]
+    + [("/large", "20 MB"), ("/slow", "10 seconds"), ("/missing", "must be public")],
 )
 def test_a_public_address_is_fetched_within_limits(app_url, inside, monkeypatch, path, said):
     """The server of this machine counts as public here, but no other port of it."""

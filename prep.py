@@ -1,4 +1,4 @@
-"""Turn the labelled photos that people have into a dataset with train, validation and test.
+"""Turn labelled photos into a dataset with the splits train, validation and test.
 
     python prep.py --image_path images --label_path labels.csv --dst_path dataset
     python prep.py --image_path photos.zip --dst_path dataset --test_size 500 --validation_size 500 --image_size 320
@@ -14,10 +14,8 @@ Photos that cannot be used are left out and listed with row and reason in `dropp
 
 import argparse
 import csv
-import gzip
 import html
 import inspect
-import io
 import json
 import math
 import multiprocessing
@@ -65,14 +63,13 @@ SPLITS = tuple(SPLIT_WORDS)
 GROUP_WORDS = "patient|subject|camera|site|location|lesion|animal|person|session|sequence|burst|group"
 EMPTY_LABELS = ("NaN", "nan", "<NA>", "null", "None")  # what programs write where there is none
 ONES, ZEROS = ("1", "1.0", "true", "yes", "x"), ("0", "0.0", "false", "no", "")
-# Pillow opens dozens of formats, some with decoders that nobody watches; photos come in these (JPEG includes MPO).
+# Pillow opens dozens of formats, some with decoders that nobody maintains; photos come in these (JPEG includes MPO).
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")  # HEIF is what iPhones write as .heic
-IMAGE_ENDINGS = "jpg jpeg jpe jfif mpo png webp gif bmp tif tiff avif heic heif"
-LIST_ENDINGS = "csv tsv txt json jsonl xlsx parquet"
-ARCHIVE_ENDINGS = "zip tar tgz tbz2 txz tar.gz tar.bz2 tar.xz"
+IMAGE_ENDINGS = "jpg|jpeg|jpe|jfif|mpo|png|webp|gif|bmp|tif|tiff|avif|heic|heif"
+LIST_ENDINGS = "csv|tsv|txt|json|jsonl|xlsx|parquet"
+ARCHIVE_ENDINGS = "zip|tar|tgz|tbz2|txz|tar.gz|tar.bz2|tar.xz"
 IMAGE_NAME, LIST_NAME, ARCHIVE_NAME = (
-    re.compile(rf"\.(?:{'|'.join(map(re.escape, endings.split()))})$", re.IGNORECASE)
-    for endings in (IMAGE_ENDINGS, LIST_ENDINGS, ARCHIVE_ENDINGS)
+    re.compile(rf"\.(?:{endings})$", re.IGNORECASE) for endings in (IMAGE_ENDINGS, LIST_ENDINGS, ARCHIVE_ENDINGS)
 )
 HIDDEN = re.compile(r"(^|[\\/])(\.[^\\/]|__MACOSX[\\/]|(Thumbs\.db|desktop\.ini)$)")
 LEADS_OUT = re.compile(r"^([\\/]|[A-Za-z]:)|(^|[\\/])\.\.([\\/]|$)")
@@ -84,38 +81,56 @@ NEAR_BITS = 15
 NEIGHBOURS = 64  # photos that a photo is compared with for each 16 bits that they have in common
 DARK, LIGHT, BLUR, TINY = 40, 215, 20, 32  # grey levels; see `oddity`; pixels
 UNLIKELY = 0.4  # a label this much less likely than another one is suspicious
-SHARD_BYTES = 500_000_000  # of a file of the dataset
-SHEET_ROWS, SHEET_COLUMNS = 20, 4  # of a contact sheet
-# Letters as Western European languages use them, so that Czech, Turkish, Russian or Chinese text is not taken for theirs:
-# read as Windows-1252 its bytes give letters beside each other that these do not write.
+SHARD_BYTES = 500_000_000  # of a file on the Hub
+# Letters where Western European languages write them. Czech, Turkish, Russian or Chinese text that is read as Windows-1252
+# has them in other places.
 WESTERN = r"(?<=[a-z])[áéíóúäöüëîôâçåß](?![à-ÿœ])|[áéíóúäöüëîôâçåß](?=[a-z])|(?<=[a-z])[éëïâçãõ](?=[éeaâãõo])|ç(?=[ãõ])"
 WESTERN += (
     r"|ñ(?=[aeiouáéíóú])|(?<=[a-zç])[ãàùòì](?!\w)|ã(?=[oes])|(?<=[a-z])[èê](?=[bcdfghlmnprstvx]|qu|\b)|œ(?=[uidstn])"
 )
 WESTERN += r"|û(?=\w)|(?<=[aeiou])ï(?=\w)|’(?=\w)|[–€°«»“”](?!\w)|(?<![aeiouyáéíóú])[æø](?![aeiouyáéíóú])"
 
-CARD = """# {name}
+CARD = """---
+{{ card_data }}
+---
 
-{photos} photos in {classes} classes, made by `prep.py`:
+# {{ name }}
+
+{{ photos }} photos in {{ classes|length }} classes, made by `prep.py`:
 
 ```bash
-{command}
+{{ command }}
 ```
 
-{table}
+| class | {{ splits|join(" | ") }} |
+| --- | --- | --- | --- |
+{%- for class, counts in classes.items() %}
+| {{ class }} | {{ counts|join(" | ") }} |
+{%- endfor %}
+| all | {{ totals|join(" | ") }} |
 
 ![Photos by class and split](class_balance.png)
 
-{legend}{given}The split is stratified by class and random, with seed {seed}.
+{{ legend }}{% if given %}The splits {{ given|join(", ") }} were given.
+{% endif -%}
+{% if given|length < 3 %}{{ "The other one" if given else "The split" }} is random, stratified by class,
+with seed {{ seed }}.{% endif %}
 
 ## What was left out
+{% for reason, count in dropped.items() %}
+- {{ reason }}: {{ count }}
+{%- else %}
+Nothing.
+{%- endfor %}
 
-{left_out}
+Every row that was left out is in `dropped.csv` with its reason.
+Files in the folder that no row names: {{ unnamed_files }}.
 
-{said}
-
-Every row that was left out is in `dropped.csv` with its reason. {unnamed_files} file(s) of the folder were named by no row.
-Photos stand upright: the turn that a camera notes in the EXIF data has been made.
+## What to know
+{% for note in notes %}
+- {{ note }}.
+{%- endfor %}
+- All photos are stored upright, turned as their EXIF data says.
 """
 
 
@@ -151,29 +166,28 @@ def split_of(name: str) -> str:
 
 
 def unpack(archive: Path, folder: Path, encoding: str | None, room: list[int]) -> None:
-    """Unpack an archive and those inside it into `room` for files and bytes; ValueError if it is not to be trusted."""
+    """Unpack an archive and those inside it into `room` for files and bytes; ValueError if it cannot be trusted."""
     try:
         if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as packed:  # names without the mark of UTF-8 have an encoding of some machine
+            with zipfile.ZipFile(archive) as packed:  # names that are not marked as UTF-8 may have any encoding
                 names = [one.filename.encode("cp437") for one in packed.infolist() if not one.flag_bits & 0x800]
             packed = zipfile.ZipFile(archive, metadata_encoding=decode(b"\n".join(names), encoding)[1])
-            extract = packed.extractall
             found = ((m, m.filename, m.file_size, stat.S_ISLNK(m.external_attr >> 16)) for m in packed.infolist())
         else:
             packed = tarfile.open(archive)  # noqa: SIM115 - closed below, as the other
-            extract = partial(packed.extractall, filter="data")
+            packed.extraction_filter = tarfile.data_filter
             found = ((m, m.name, m.size, not (m.isreg() or m.isdir())) for m in packed)
         with packed:
             members = []
             for member, name, size, link in found:
                 room[:] = room[0] - 1, room[1] - size
                 if min(room) < 0:
-                    raise ValueError(f"it holds more than {MAX_UNPACKED_FILES} files, or more than there is room for")
+                    raise ValueError(f"it holds more than {MAX_UNPACKED_FILES} files, or is too large to unpack")
                 if link or LEADS_OUT.search(name):
-                    raise ValueError(f"{name!r} in it is a link or leads out of the folder")
+                    raise ValueError(f"{name!r} in it is a link, or would lie outside its folder")
                 if not HIDDEN.search(name):
                     members.append(member)
-            extract(folder, members)
+            packed.extractall(folder, members)
     except Exception as error:
         raise ValueError(f"--image_path {archive.name} is refused: {first_line(error)}.") from error
     for inner in sorted(file for file in folder.rglob("*") if ARCHIVE_NAME.search(file.name) and file.is_file()):
@@ -194,9 +208,9 @@ def list_files(folder: Path, within: Path) -> Files:
             if stat.S_ISLNK(mode):
                 real = Path(os.path.realpath(path))
                 if not real.is_relative_to(within):
-                    files.odd[name] = "outside the folder: the link leads out of the image folder"
+                    files.odd[name] = "outside the folder: the link points outside the image folder"
                 elif not real.is_file():
-                    files.odd[name] = "missing file: the link leads to no file"
+                    files.odd[name] = "missing file: the link points to no file"
             elif not stat.S_ISREG(mode):  # opening a pipe would wait for ever
                 files.odd[name] = "not a file: it is a pipe or device"
             ends = tails(name)
@@ -230,7 +244,7 @@ def find(written: str, files: Files) -> list[int]:
     """Return the places of the files that a name may mean: one if it is clear, several if they fit alike, or none.
 
     In this order: as written, in one Unicode form and case, its longest tail that is a file, its last part, that without
-    the extension, its number. Where a file in the same folder and one of the same name contradict, both may be meant.
+    the extension, its number. If one file fits better by its folder and another by its name, both may be meant.
     """
     name = re.sub(r".*[?&]d=", "", written)  # as Label Studio writes local files
     name = urlsplit(name).path if "://" in name else name
@@ -256,38 +270,32 @@ def find(written: str, files: Files) -> list[int]:
 def locate(table: pd.DataFrame, files: Files) -> None:
     """Add to each row of the table the place of its file, -1 if none, and the reason why it has none that may be read."""
 
-    def reason(name: str, places: list[int]) -> str:
-        if not name:
-            return "empty name"
+    def reason(name: str, label: str, known: str, places: list[int]) -> str:
+        if known or not label or not name:
+            return known or ("empty name" if label else "empty label")
         if len(places) > 1:
             return f"ambiguous name: could be {' or '.join(files.names[place] for place in places[:3])}"
         if places:
             return files.odd.get(files.names[places[0]], "")
         if "://" in name:
-            return "URL: only files of the folder are read; download it first"
+            return "URL: only files in the folder are read, so download it first"
         if LEADS_OUT.search(name):
-            return "outside the folder: the name leads out of the image folder"
+            return "outside the folder: the name points outside the image folder"
         return "missing file"
 
     found = [find(name, files) for name in table["name"]]
     table["place"] = [places[0] if len(places) == 1 else -1 for places in found]
-    rows = zip(table["name"], table["label"], table["reason"], found, strict=True)
-    table["reason"] = [
-        known or (reason(name, places) if label else "empty label") for name, label, known, places in rows
-    ]
+    table["reason"] = list(map(reason, table["name"], table["label"], table["reason"], found))
     # Where two names mean one file, one that only resembles it means another, which is not there.
     held = table[(table["place"] >= 0) & (table["reason"] == "")]
     held = held[held.groupby("place")["name"].transform("nunique") > 1]
     for at, place, name in zip(held.index, held["place"], held["name"], strict=True):
         if plain(files.names[place]) != plain(name):
-            table.at[at, "reason"] = f"ambiguous name: another row names {files.names[place]} too"
+            table.at[at, "reason"] = f"ambiguous name: another row also names {files.names[place]}"
 
 
 def decode(content: bytes, encoding: str | None) -> tuple[str, str]:
-    """Return the text of bytes and its encoding: the given one, UTF-8, UTF-16, or Windows-1252 if that is sensible.
-
-    Raises ValueError if it is none of these; it proposes --encoding, and says how the text reads in some.
-    """
+    """Return text and encoding: the given one, UTF-8, UTF-16, or Windows-1252 if it reads well; else ValueError."""
     odd, even = (content[start:4000:2].count(0) for start in (1, 0))
     if not encoding and (content[:2] in (b"\xff\xfe", b"\xfe\xff") or 8 * max(odd, even) > len(content[:4000])):
         encoding = "utf-16" if content[0] > 0xFD else "utf-16-le" if odd > even else "utf-16-be"
@@ -295,33 +303,33 @@ def decode(content: bytes, encoding: str | None) -> tuple[str, str]:
         if encoding:
             return content.decode(encoding), encoding
     except (UnicodeError, LookupError) as error:
-        raise ValueError(f"it cannot be read as {encoding} ({error}). Save it again, as UTF-8") from error
+        raise ValueError(f"it cannot be read as {encoding} ({error}). Save it as UTF-8") from error
     with suppress(UnicodeError):
         return content.decode("utf-8-sig"), "utf-8"
     with suppress(UnicodeError):
         text = content.decode("cp1252")
         words = {word for word in text.split() if not word.isascii()}
         if all(re.sub(WESTERN, "", w.lower()).isascii() and not re.search("[a-zß-ÿ][À-Þ]", w) for w in words):
+            print("Names or labels are not UTF-8 and were read as Windows-1252. If they look wrong, give --encoding.")
             return text, "cp1252"
     seen = []
     for one in ("gb18030", "big5", "shift_jis", "euc_kr", "cp1250", "cp1251", "cp1252", "cp1254"):
         with suppress(UnicodeError):
             word = next(word for word in re.split(r"[\s,;|]", content.decode(one)) if not word.isascii())
             seen.append(f"{one} ({word[:20]})")
-    raise ValueError(f"it is not UTF-8. Give --encoding, as it reads right: {', '.join(seen)} or another one")
+    raise ValueError(f"it is not UTF-8. Give --encoding; it may be the one that looks right here: {', '.join(seen)}")
 
 
-def flatten(value, name: str, row: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Add the single values inside dictionaries and lists to `row`, by their dotted names; return it."""
+def leaves(value, name: str = ""):
+    """Yield the dotted name and the text of each single value inside dictionaries and lists."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            flatten(inner, f"{name}.{key}".removeprefix("."), row)
+            yield from leaves(inner, f"{name}.{key}")
     elif isinstance(value, list):
         for inner in value:
-            flatten(inner, name, row)
-    else:
-        row.setdefault(name, []).append("" if value is None else str(value).strip())
-    return row
+            yield from leaves(inner, name)
+    elif value is not None:
+        yield name[1:], str(value).strip()
 
 
 def name_cells(record) -> dict:
@@ -332,8 +340,12 @@ def name_cells(record) -> dict:
 
 def frame_of_records(records: list) -> pd.DataFrame:
     """Return a frame of text with a row for each record; several values of one name are joined by |."""
-    rows = [flatten(name_cells(record), "", {}) for record in records]
-    rows = [{name: "|".join(dict.fromkeys(filter(None, texts))) for name, texts in row.items()} for row in rows]
+    rows = []
+    for record in records:
+        row: dict[str, list[str]] = {}
+        for name, text in leaves(name_cells(record)):
+            row.setdefault(name, []).append(text)
+        rows.append({name: "|".join(dict.fromkeys(filter(None, texts))) for name, texts in row.items()})
     return pd.DataFrame(rows, range(1, len(rows) + 1), dtype=str).fillna("")
 
 
@@ -345,10 +357,10 @@ def records_of(data) -> list:
         return data
     if {"images", "annotations", "categories"} <= data.keys():
         names = {one["id"]: one["name"] for one in data["categories"]}
-        labels: dict = {one["id"]: [] for one in data["images"]}
+        rows = {one["id"]: {"file": one["file_name"], "label": []} for one in data["images"]}
         for one in data["annotations"]:
-            labels[one["image_id"]].append(names[one["category_id"]])
-        return [{"file": one["file_name"], "label": labels[one["id"]]} for one in data["images"]]
+            rows[one["image_id"]]["label"].append(names[one["category_id"]])
+        return list(rows.values())
     if {"columns", "data"} <= data.keys():
         return [dict(zip(data["columns"], row, strict=True)) for row in data["data"]]
     nested = {name: value for name, value in data.items() if isinstance(value, list | dict)}
@@ -357,12 +369,10 @@ def records_of(data) -> list:
         return [{"split": name} | name_cells(row) for name, rows in parts.items() for row in rows]
     largest = max(nested.values(), key=len, default=[])
     flat = not any(isinstance(one, list | dict) for one in (largest.values() if isinstance(largest, dict) else largest))
-    kinds = {type(value) for value in data.values()}
-    if flat and kinds == {dict} and len(largest) > len(data):
-        return [{"index": row} | {name: data[name].get(row) for name in data} for row in largest]
-    if flat and kinds == {list} and any(usual(name, IMAGE_COLUMNS) for name in data):
-        return [dict(zip(data, row, strict=True)) for row in zip(*data.values(), strict=True)]
-    if flat and kinds == {list} and not any(map(IMAGE_NAME.search, data)):
+    kinds = {type(value) for value in data.values()} if flat else set()
+    if kinds == {dict} and len(largest) > len(data) or kinds == {list} and any(usual(n, IMAGE_COLUMNS) for n in data):
+        return pd.DataFrame(data, dtype=object).fillna("").reset_index().to_dict("records")
+    if kinds == {list} and not any(map(IMAGE_NAME.search, data)):
         return [{"file": name, "label": label} for label, names in data.items() for name in names]
     if len(largest) > len(data) or len(data) == 1 and nested:
         return records_of(largest)
@@ -373,34 +383,32 @@ def read_json(text: str) -> list:
     """Return the rows of JSON or JSON Lines; numbers stay as they are written."""
     read = json.JSONDecoder(parse_int=str, parse_float=str).decode
     try:
-        return records_of(read(text))
-    except json.JSONDecodeError as error:
-        try:
-            return [read(line) for line in text.splitlines() if line.strip()]
-        except json.JSONDecodeError:
-            raise ValueError(f"it is not JSON: {error}") from error
+        lines = [read(line) for line in text.split("\n") if line.strip()]
+    except json.JSONDecodeError:
+        lines = [read(text)]
+    return records_of(lines[0]) if len(lines) == 1 else lines
 
 
 def read_cells(text: str, files: Files) -> list[tuple[int, list[str]]]:
     """Return (line, cells) of a text table, without blank lines and comments; ValueError if a quote is not closed."""
     lines = [(n, line) for n, line in enumerate(re.split("\r\n|\r|\n", text), 1) if line.strip()]
-    given = re.match(r'\s*"?sep=(.)"?\s*$', lines[0][1]) if lines else None
+    given = re.match(r'\s*"?sep=(.)"?\s*[\r\n]', text)
     lines = lines[1:] if given else lines
     lines = [(n, s) for n, s in lines if s.lstrip()[0] != "#" or find(re.split(r"[\s,;|]", s.strip())[0], files)]
+    sample = [re.sub('"[^"]*"', "", line) for _, line in lines[:200]]
 
-    def agreement(rows) -> float:
-        widths = [len(row) for row in rows] or [0]
-        return widths.count(widths[0]) / len(widths) if widths[0] > 1 else 0
+    def agreement(separator: str) -> int:
+        """Return how many lines have as many cells as the first one, 0 if that is one cell."""
+        widths = [len(line.split(separator.strip(" ") or None)) for line in sample] or [1]
+        return widths.count(widths[0]) if widths[0] > 1 else 0
 
-    sample = [line for _, line in lines[:200]]
-    fits = {one: agreement(csv.reader(sample, delimiter=one, skipinitialspace=True)) for one in ",;\t|"}
-    separator = given[1] if given else max(fits, key=fits.get)
-    spaced = [re.match(rf"(.*?{IMAGE_NAME.pattern[:-1]}|\S+)\s+(.+)|(.+)", line.strip(), re.I) for _, line in lines]
-    words = [[m[1], *m[2].split()] if m[1] else [m[3]] for m in spaced]
-    if not given and fits[separator] < max(agreement(words[:200]), 0.01):
-        if len({len(row) for row in words}) > 1:  # a label holds spaces
-            words = [[m[1], m[2]] if m[1] else [m[3]] for m in spaced]
-        return [(n, row) for (n, _), row in zip(lines, words, strict=True)]
+    separator = given[1] if given else max(",;\t| ", key=agreement)
+    if separator == " ":  # a name may hold spaces before its extension, and so may a label
+        split = re.compile(rf"(.*?{IMAGE_NAME.pattern[:-1]}|\S+)(?:\s+(.+))?$", re.IGNORECASE).match
+        pairs = [[cell for cell in split(line.strip()).groups() if cell] for _, line in lines]
+        words = [[*pair[:1], *" ".join(pair[1:]).split()] for pair in pairs]
+        rows = words if len({len(row) for row in words}) == 1 else pairs
+        return [(n, row) for (n, _), row in zip(lines, rows, strict=True)]
     rows, read = [], 0
     reader = csv.reader((line + "\n" for _, line in lines), delimiter=separator, skipinitialspace=True, strict=True)
     try:
@@ -408,7 +416,7 @@ def read_cells(text: str, files: Files) -> list[tuple[int, list[str]]]:
             rows.append((lines[read][0], row))
             read = reader.line_num
     except csv.Error as error:
-        raise ValueError(f"in line {lines[read][0]} a quote does not end its cell ({error})") from error
+        raise ValueError(f"in line {lines[read][0]} the quotes do not match ({error})") from error
     return rows
 
 
@@ -420,8 +428,8 @@ def frame_of_rows(rows: list[tuple[int, list]], files: Files) -> pd.DataFrame:
     width = len(titles)
     for line, cells in rows:
         if any(cells[width:]):
-            said = f"line {line} has {len(cells)} cells, but the first one {width}: {', '.join(cells)[:100]!r}"
-            raise ValueError(f'{said}; put "quotes" around a cell that holds the separator')
+            said = f"line {line} has {len(cells)} cells, but the first line has {width}: {', '.join(cells)[:100]!r}"
+            raise ValueError(f"{said}. Put quotes around a cell that contains the separator")
     frame = pd.DataFrame([cells[:width] for _, cells in rows], [line for line, _ in rows], range(width), str).fillna("")
     named = max(titles, key=lambda title: hits(frame[titles.index(title)].iloc[1:], files), default="")
     if any(map(IMAGE_NAME.search, titles)) or (not usual(named, IMAGE_COLUMNS) and find(named, files)):
@@ -429,9 +437,9 @@ def frame_of_rows(rows: list[tuple[int, list]], files: Files) -> pd.DataFrame:
     return frame.set_axis([f"{t} {at + 1}" if t in titles[:at] else t for at, t in enumerate(titles)], axis=1)[1:]
 
 
-def frame_of_sheets(content: bytes, files: Files) -> pd.DataFrame:
+def frame_of_sheets(path: Path, files: Files) -> pd.DataFrame:
     """Return a frame of text with the rows of all sheets of a workbook; a sheet called "Test" gives them that split."""
-    sheets = pd.read_excel(io.BytesIO(content), sheet_name=None, header=None, dtype=str, keep_default_na=False)
+    sheets = pd.read_excel(path, sheet_name=None, header=None, dtype=str, keep_default_na=False, engine="openpyxl")
     frames = []
     for name, sheet in sheets.items():
         frame = frame_of_rows([*enumerate(sheet.to_numpy().tolist(), 1)], files)
@@ -441,30 +449,24 @@ def frame_of_sheets(content: bytes, files: Files) -> pd.DataFrame:
 
 
 def read_list(path: Path, encoding: str | None, files: Files) -> pd.DataFrame:
-    """Return a list of labels as a frame of text, its index the lines; say so if it was read as Windows-1252.
-
-    Raises ValueError if it is no list in a form that is known, or a row has more cells than the first one.
-    """
-    content = path.read_bytes()
+    """Return a list of labels as a frame of text, its index the lines; ValueError if it has no form that is known."""
     try:
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        content = path.read_bytes()
         if content[:4] == b"\xd0\xcf\x11\xe0" or 4 * content[:4000].count(0) > 3 * len(content[:4000]):
             raise ValueError("it is an old Excel workbook or another binary file; save it as .xlsx or as a CSV")
         if content[:4] == b"PAR1":
-            frame = frame_of_records(pa.parquet.read_table(io.BytesIO(content)).to_pylist())
+            frame = frame_of_records(pa.parquet.read_table(path).to_pylist())
         elif content[:4] == b"PK\3\4":
-            frame = frame_of_sheets(content, files)
+            frame = frame_of_sheets(path, files)
         else:
-            text, used = decode(content, encoding)
-            if used == "cp1252":
-                print("The list is not UTF-8; it was read as Windows-1252. --encoding says otherwise.")
+            text = decode(content, encoding)[0]
             is_json = text.lstrip()[:1] in ("{", "[")
             frame = frame_of_records(read_json(text)) if is_json else frame_of_rows(read_cells(text, files), files)
         if frame.empty:
             raise ValueError("it has no rows")
     except Exception as error:
-        known = "a CSV (also with ;, tabs, | or spaces), JSON, JSON Lines, an Excel workbook (.xlsx) or Parquet"
-        said = f"--label_path {path} cannot be read: {first_line(error)}. It may be {known}"
+        known = "CSV (also with ;, tabs, | or spaces), JSON, JSON Lines, Excel (.xlsx) and Parquet"
+        said = f"--label_path {path} cannot be read: {first_line(error)}. prep.py reads {known}"
         raise ValueError(f"{said}, with the name of a photo and its label in each row.") from error
     return frame
 
@@ -486,7 +488,7 @@ def are_numbers(cells: pd.Series) -> bool:
 
 
 def image_column_of(table: pd.DataFrame, files: Files) -> str:
-    """Return the column whose cells name photos; one of numbers only if no other looks like names. ValueError if none does."""
+    """Return the column that names photos; one of numbers only if no other looks like names. ValueError if there is none."""
     found = {column: hits(table[column], files) for column in table}
     like = {column: table[column].str.contains(IMAGE_NAME).mean() > 0.5 for column in table}
     known = {column: usual(column, IMAGE_COLUMNS) for column in table}
@@ -540,17 +542,14 @@ def join_columns(table: pd.DataFrame) -> pd.Series:
     return ones.idxmax(axis=1)
 
 
-def choose_columns(raw: pd.DataFrame, files: Files, columns: dict[str, str | None]) -> pd.DataFrame:
-    """Return the rows of a list with the columns name, label, row, split, group and reason, and say what was guessed.
-
-    Raises ValueError if a column is not there or cannot be told, or a value of the split column is no split.
-    """
-    image, label, given, group = (columns[f"{role}_column"] for role in ("image", "label", "split", "group"))
+def choose_columns(raw: pd.DataFrame, files: Files, asked: dict) -> pd.DataFrame:
+    """Return the rows of a list (name, label, row, split, group, reason); ValueError if it is not clear what holds what."""
+    image, label, given, group = (asked[f"{role}_column"] for role in ("image", "label", "split", "group"))
     several = [label] if label is None or label in raw else label.split(",")
     for flag, names in {"image": [image], "label": several, "split": [given], "group": [group]}.items():
         for name in names:
             if name not in (None, *raw, *["none"] * (flag == "split")):
-                raise ValueError(f"--{flag}_column {name}: there is no such column; there are: {', '.join(raw)}.")
+                raise ValueError(f"--{flag}_column {name}: there is no such column. The columns are: {', '.join(raw)}.")
     image = image or image_column_of(raw.drop(columns=[name for name in several if name]), files)
     others = [name for name in raw if name not in (image, group, *several)]
     split, splits = splits_in(raw[[name for name in ([given] if given else others) if name in raw]])
@@ -558,12 +557,12 @@ def choose_columns(raw: pd.DataFrame, files: Files, columns: dict[str, str | Non
         raise ValueError(f"--split_column {given} needs values such as train, validation and test.")
     others = [name for name in others if name != split and raw[name].str.contains(IMAGE_NAME).mean() < 0.5]
     label = label or label_column_of(raw, others)
-    print(f"Photos are named by the column {image!r}, their labels are in {label!r}.")
+    print(f"The column {image!r} names the photos, and {label!r} has their labels.")
     if splits:
-        print(f"The splits are given by the column {split!r}; --split_column none cuts new ones.")
+        print(f"The column {split!r} gives the splits. To make new ones, add --split_column none.")
     for name in others:
         if not group and name != label and re.search(GROUP_WORDS, name.casefold()):
-            print(f"To keep the photos of each {name!r} in one split, give --group_column {name}.")
+            print(f"To keep the photos of each {name!r} in one split, add --group_column {name}.")
     labels = join_columns(raw[several]) if len(several) > 1 else raw[label]
     labels = labels.map(lambda cell: "|".join(re.findall(r"[^][\"',\s][^][\"',]*", cell)) if cell[:1] == "[" else cell)
     empty = labels.isin(EMPTY_LABELS)
@@ -605,13 +604,10 @@ def rows_of_folders(files: Files) -> pd.DataFrame:
     """Return the rows that class folders stand for: every file, its class the label. ValueError if there are none."""
     labels = read_folders(files.names)[1]
     if not any(labels):
-        folders = sorted({name.rpartition("/")[0] or "itself" for name in files.names})[:4]
+        folders = ", ".join(sorted({name.rpartition("/")[0] or "it" for name in files.names})[:4])
         lists = " or ".join([name for name in files.names if LIST_NAME.search(name)][:3])
-        raise ValueError(
-            f"--image_path has no class folders: its {len(files.names)} files lie directly in {', '.join(folders)}. Put the"
-            " photos of each class into a folder with its name, or give a list of the labels with --label_path"
-            f"{', perhaps ' * bool(lists)}{lists}."
-        )
+        said = f"--image_path has no class folders: its {len(files.names)} files lie directly in {folders}"
+        raise ValueError(f"{said}. Make one for each class, or give --label_path{', perhaps ' * bool(lists)}{lists}.")
     return pd.DataFrame({"name": files.names, "label": labels, "row": "", "split": "", "group": "", "reason": ""})
 
 
@@ -620,20 +616,16 @@ def download(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repo_id, _, revision = source.partition("@")
-    endings = f"{IMAGE_ENDINGS} {LIST_ENDINGS} {ARCHIVE_ENDINGS} arrow gz md".split()
+    endings = f"{IMAGE_ENDINGS}|{LIST_ENDINGS}|{ARCHIVE_ENDINGS}|arrow|md".split("|")
     wanted = [f"*.{ending}" for name in endings for ending in (name, name.upper())]
     options = {"repo_type": "dataset", "revision": revision or None, "allow_patterns": wanted}
-    said = f"--image_path {source} is neither a folder or file, nor a dataset that the Hub hands out"
-    return Path(
-        ask_hub(lambda: snapshot_download(repo_id, **options), said, "Log in with `hf auth login` if it is private")
-    )
+    said = f"--image_path {source} is not a folder or file, and cannot be downloaded from the Hub"
+    advice = "If it is private, log in with `hf auth login`"
+    return Path(ask_hub(lambda: snapshot_download(repo_id, **options), said, advice))
 
 
-def read_dataset(source: Path, folder: Path, columns: dict[str, str | None]) -> tuple[Files, pd.DataFrame]:
-    """Write the photos of a `datasets` folder or a Parquet file into a folder for each split; return them and their rows.
-
-    Raises ValueError if it cannot be read or has no photos.
-    """
+def read_dataset(source: Path, folder: Path, asked: dict) -> tuple[Files, pd.DataFrame]:
+    """Write the photos of a `datasets` folder or a Parquet file into a folder for each split; return them and their rows."""
     import datasets
 
     try:
@@ -648,40 +640,34 @@ def read_dataset(source: Path, folder: Path, columns: dict[str, str | None]) -> 
     features = next(iter(data.values())).features
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image) or "binary" in str(kind)]
     classes = {name: kind for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
-    image = columns["image_column"] or max(images, key=lambda name: usual(name, IMAGE_COLUMNS), default=None)
+    image = asked["image_column"] or max(images, key=lambda name: usual(name, IMAGE_COLUMNS), default=None)
     if image not in images:
         raise ValueError(f"Which column holds the photos? Give --image_column, one of: {', '.join(features)}.")
     frames = []
     for split, part in data.items():
         if not split_of(split) and any(map(split_of, data)):
-            print(f"The split {split!r} is none of train, validation and test: its {part.num_rows} rows are left out.")
+            print(f"The split {split!r} is not train, validation or test, so its {part.num_rows} rows are left out.")
             continue
         (folder / split).mkdir(parents=True)
         rows = []
         for number, row in enumerate(part.cast_column(image, datasets.Image(decode=False))):
             photo = row[image] or {}
-            for name, kind in classes.items():
-                row[name] = "" if row[name] in (None, -1) else kind.int2str(row[name])
-            row = {name: value for name, value in row.items() if name not in images}
-            row[image] = f"{split}/{number:07d}{Path(photo.get('path') or '').suffix}"
-            (folder / row[image]).write_bytes(photo.get("bytes") or b"")  # a file that is only named is not read
-            rows.append(row)
+            name = f"{split}/{number:07d}{Path(photo.get('path') or '').suffix}"
+            (folder / name).write_bytes(photo.get("bytes") or b"")  # a file that is only named is not read
+            labels = {one: "" if row[one] in (None, -1) else kind.int2str(row[one]) for one, kind in classes.items()}
+            rows.append({one: row[one] for one in row if one not in images} | labels | {image: name})
         frames.append(frame_of_records(rows).set_axis([f"{split} {number}" for number in range(len(rows))]))
-    label = columns["label_column"] or (list(classes)[0] if len(classes) == 1 else None)
+    label = asked["label_column"] or (list(classes)[0] if len(classes) == 1 else None)
     files = list_files(folder, folder)
     raw = pd.concat(frames).fillna("")
-    return files, choose_columns(raw, files, columns | {"image_column": image, "label_column": label})
+    return files, choose_columns(raw, files, asked | {"image_column": image, "label_column": label})
 
 
-def read_rows(
-    image_path, label_path, scratch: Path, encoding: str | None, columns: dict[str, str | None]
-) -> tuple[Files, pd.DataFrame]:
-    """Return the files with photos and the rows of labels: name, label, row, split, group, reason.
-
-    Raises OSError or ValueError if there are none, or it is not clear what means what.
-    """
-    path = Path(image_path).resolve() if Path(image_path).exists() else download(str(image_path))
-    within = path if Path(image_path).exists() else path.parents[1]  # the Hub's cache has links to its own files
+def read_rows(asked: dict, scratch: Path) -> tuple[Files, pd.DataFrame]:
+    """Return the files and the rows of labels; OSError or ValueError if there are none, or if they are not clear."""
+    image_path, label_path, encoding = Path(asked["image_path"]), asked["label_path"], asked["encoding"]
+    path = image_path.resolve() if image_path.exists() else download(str(asked["image_path"]))
+    within = path if image_path.exists() else path.parents[1]  # the cache of the Hub has links to its own files
     files = list_files(path, within) if path.is_dir() else Files(path.parent, [path.name], {}, {})
     packed = [name for name in files.names if ARCHIVE_NAME.search(name)]
     if packed and not any(map(IMAGE_NAME.search, files.names)):
@@ -692,50 +678,46 @@ def read_rows(
         files = list_files(path, path)
     tables = [name for name in files.names if name.endswith((".parquet", "dataset_dict.json", "state.json"))]
     if tables and not label_path and not any(map(IMAGE_NAME.search, files.names)):
-        return read_dataset(path, scratch / "rows", columns)
+        return read_dataset(path, scratch / "rows", asked)
     if not path.is_dir():
-        raise ValueError(
-            f"--image_path {image_path} is neither a folder, a .zip or .tar, a Parquet file nor a dataset."
-        )
+        raise ValueError(f"--image_path {image_path} is not a folder, a .zip or .tar, a Parquet file or a dataset.")
     if label_path:
-        label_path = Path(label_path) if Path(label_path).is_file() else path / label_path
-        return files, choose_columns(read_list(label_path, encoding, files), files, columns)
+        file = Path(label_path) if Path(label_path).is_file() else path / label_path
+        if not file.is_file():
+            raise OSError(f"--label_path {label_path} is not a file.")
+        return files, choose_columns(read_list(file, encoding, files), files, asked)
     rows = []
     for name in files.names:
         folder, slash, base = name.rpartition("/")
         if re.fullmatch(r"metadata\.(csv|jsonl|parquet)", base):
-            print(f"The labels are those of {name}.")
-            rows.append(choose_columns(read_list(path / name, encoding, files), files, columns))
+            print(f"The labels come from {name}.")
+            rows.append(choose_columns(read_list(path / name, encoding, files), files, asked))
             rows[-1]["name"] = folder + slash + rows[-1]["name"]
     return files, pd.concat(rows, ignore_index=True) if rows else rows_of_folders(files)
 
 
-def tidy_labels(table: pd.DataFrame) -> dict[str, list[str]]:
-    """Give each label of a table its most frequent spelling; return {spelling: [others]}, and say so."""
+def tidy_labels(table: pd.DataFrame) -> list[str]:
+    """Give each label of a table its most frequent spelling; return what was changed, in words."""
     labels = table["label"].map(lambda label: " ".join(unicodedata.normalize("NFC", label).split()))
     table["label"] = labels.groupby(labels.str.casefold()).transform(lambda same: same.mode()[0])
-    merged: dict[str, list[str]] = {}
-    for label, spelling in sorted(set(zip(labels, table["label"], strict=True))):
-        if label != spelling:
-            merged.setdefault(spelling, []).append(label)
-            print(f"Label {label!r} is taken as {spelling!r}.")
-    return merged
+    pairs = sorted(set(zip(labels, table["label"], strict=True)))
+    return [f"The label {label!r} was taken as {spelling!r}" for label, spelling in pairs if label != spelling]
 
 
 @contextmanager
 def open_photo(file: str):
-    """Give the photo of a file, not decoded yet, as Pillow's image; OSError if it has none of the formats that are taken."""
+    """Open the photo in a file, without decoding it yet; OSError if it has none of the accepted formats."""
     if "HEIF" not in Image.OPEN:
         from pillow_heif import register_heif_opener
 
         register_heif_opener()
-    # Not by its name: Pillow 12.3 would map an uncompressed TIFF into memory, and garble it if it is to be turned.
+    # Opened here, because Pillow 12.3 would memory-map an uncompressed TIFF by its name, and garble a rotated one.
     with open(file, "rb") as binary, Image.open(binary, formats=IMAGE_FORMATS) as image:  # noqa: PTH123 - of many
         yield image
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return a photo with the turn of its EXIF data made, and more than 8 bits scaled from its darkest to its brightest."""
+    """Return a photo turned as its EXIF data says, and more than 8 bits scaled from its darkest to its brightest."""
     image = ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
     if image.mode[0] not in "IF":
         return image
@@ -746,29 +728,20 @@ def upright(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey.round().astype(np.uint8))
 
 
-def pixel_digest(image: Image.Image) -> bytes:
-    """Return 16 bytes that are equal for equal pixels, without a copy of the pixels if they lie in one block."""
-    try:
-        pixels = pa.array(image).buffers()[-1]
-    except ValueError:
-        pixels = image.tobytes()
-    return xxhash.xxh3_128(pixels, seed=2 * image.width + (image.mode == "RGBA")).digest()
-
-
 def oddity(grey: Image.Image, small: Image.Image) -> tuple[str, float]:
     """Return what is odd about a photo, "" if nothing, and a degree that is smaller for an odder one.
 
-    Sharpness is the mean square of the Laplacian in the middle 96 x 96 pixels, at a shorter side of 180 to 359 pixels. Below
-    BLUR it is for 95 % of 500 photos that were blurred (Gaussian, 2 pixels), and for 0.2 % of the same photos before that.
+    Sharpness is the mean square of the Laplacian in the middle 96 x 96 pixels, at a shorter side of 180 to 359 pixels. It is
+    below BLUR for 95 % of 500 photos that were blurred (Gaussian, 2 pixels), and for 0.2 % of the same photos before.
     """
     low, high = small.getextrema()
     if high < DARK or low > LIGHT:
         return ("Nearly black", high) if high < DARK else ("Nearly white", -low)
     if min(grey.size) < TINY:
         return f"Smaller than {TINY} pixels", min(grey.size)
-    grey = grey.reduce(min(grey.size) // 180) if min(grey.size) >= 360 else grey
-    left, top = max(0, grey.width - 96) // 2, max(0, grey.height - 96) // 2
-    middle = np.asarray(grey.crop((left, top, min(left + 96, grey.width), min(top + 96, grey.height))), np.int16)
+    grey = np.asarray(grey.reduce(max(1, min(grey.size) // 180)), np.int16)
+    top, left = (max(0, side - 96) // 2 for side in grey.shape)
+    middle = grey[top : top + 96, left : left + 96]
     edges = 4 * middle[1:-1, 1:-1] - middle[2:, 1:-1] - middle[:-2, 1:-1] - middle[1:-1, 2:] - middle[1:-1, :-2]
     edges = edges.ravel().astype(np.float32)
     sharpness = float(edges @ edges) / max(edges.size, 1)
@@ -786,43 +759,44 @@ def inspect_photo(file: str, copies: Path, image_size: int | None) -> Photo:
             changed = photo is not image
             mode = "RGBA" if photo.has_transparency_data else "RGB"
             photo = photo if photo.mode == mode else photo.convert(mode)
-            pixels, grey = pixel_digest(photo), photo.convert("L")
+            # Equal for equal pixels in one shape and mode.
+            pixels = xxhash.xxh3_128(photo.tobytes(), seed=2 * photo.width + (mode == "RGBA")).digest()
+            grey = photo.convert("L")
             small = grey.resize((17, 16), Image.Resampling.HAMMING)
             shades = np.asarray(small)
+            look = np.packbits(shades[:, 1:] > shades[:, :-1]).tobytes()
             heif, large = image.format == "HEIF", bool(image_size) and min(photo.size) > image_size
-            if changed or heif or large:  # HEIF as JPEG in the dataset, which then needs no plugin to be read
+            if changed or heif or large:  # HEIF becomes JPEG, so that the dataset can be read without a plugin
                 smaller = ImageOps.cover(photo, (image_size, image_size)) if large else photo
                 jpeg = image.format in ("JPEG", "MPO") or (heif and mode == "RGB")
                 # Named by the content, so that the same photos give the same dataset, byte for byte.
                 stored = str(copies / f"{pixels.hex()}.{'jpg' if jpeg else 'png'}")
-                smaller.save(
-                    stored, quality=95, icc_profile=image.info.get("icc_profile") if image.mode == mode else None
-                )
-            look = np.packbits(shades[:, 1:] > shades[:, :-1]).tobytes()
+                profile = image.info.get("icc_profile") if image.mode == mode else None
+                smaller.save(stored, quality=95, icc_profile=profile)
             return Photo("", stored, pixels, look, *oddity(grey, small), image.mode[0] in "IF")
-    except Image.DecompressionBombError:  # twice Pillow's limit, so it does not even tell the size
+    except Image.DecompressionBombError:  # beyond twice its own limit Pillow does not tell the size
         return Photo(f"too many pixels: the limit is {MAX_PIXELS}")
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever one broken file makes Pillow raise, the run goes on
+    except Exception as error:  # noqa: BLE001 - one broken file can make Pillow raise anything, and the run goes on
         return Photo(f"undecodable file: {(str(error) or type(error).__name__).replace(file, 'it')}")
 
 
-def look_at_photos(table: pd.DataFrame, files: Files, look, num_proc: int | None) -> pd.DataFrame:
-    """Return the table with what `look` finds in each row's photo; show progress. OSError if a process is killed."""
+def look_at_photos(table: pd.DataFrame, files: Files, copies: Path, asked: dict) -> pd.DataFrame:
+    """Return the table with what each row's photo is; show progress. OSError if a process is killed."""
     read = table.index[table["reason"] == ""]
     names = [f"{files.folder}{os.sep}{files.names[place]}" for place in table["place"][read]]
+    look = partial(inspect_photo, copies=copies, image_size=asked["image_size"])
     bar = partial(tqdm, total=len(names), desc="Checking photos", unit="photo")
-    if num_proc == 1:
+    if asked["num_proc"] == 1:
         found = list(bar(map(look, names)))
-    else:  # of a small photo's time more than half is Python's, whose lock keeps threads to one core
-        pool = ProcessPoolExecutor(num_proc, initializer=follow_parent)
+    else:  # not threads, as a small photo takes more time in Python than in Pillow
+        pool = ProcessPoolExecutor(asked["num_proc"], initializer=follow_parent)
         try:
             found = list(bar(pool.map(look, names, chunksize=50)))
         except BrokenProcessPool as error:
-            said = "A process that checks photos was killed, perhaps for want of memory. Try --num_proc 1."
-            spawn = multiprocessing.get_start_method() != "fork"
-            raise OSError(said + ' Put the call under if __name__ == "__main__":' * spawn) from error
+            said = "A process that checks photos was killed, perhaps because memory ran out. Try --num_proc 1."
+            raise OSError(said) from error
         finally:
             pool.shutdown(cancel_futures=True)
     photos = pd.DataFrame(found, read, Photo._fields)
@@ -831,7 +805,7 @@ def look_at_photos(table: pd.DataFrame, files: Files, look, num_proc: int | None
 
 
 def follow_parent() -> None:
-    """Have this process leave Ctrl-C to the one that started it, and end with that one, even if it is killed."""
+    """Make this process leave Ctrl-C to the one that started it, and end with that one, even if that one is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
@@ -840,8 +814,6 @@ def drop_copies(table: pd.DataFrame) -> None:
     """Give every row but the first of each photo a reason to be left out, and all of them if their labels differ."""
     copies = table[table["reason"] == ""]
     copies = copies[copies.duplicated("pixels", keep=False)]
-    if copies.empty:
-        return
     same = copies.groupby("pixels", sort=False)
     first = same[["name", "row", "place"]].transform("first")
     said = "the same photo as " + ("row " + first["row"] + ", ").where(first["row"] != "", "") + first["name"]
@@ -858,30 +830,20 @@ def near_pairs(looks: list[bytes]) -> np.ndarray:
     Two hashes of 256 bits that differ in 15 or fewer have one of their 16 words of 16 bits in common (Manku et al. 2007,
     Detecting Near-Duplicates for Web Crawling). For each word the photos are sorted by it and what follows it, and each is
     compared with the NEIGHBOURS after it, so the time does not grow with the square of the photos. That misses a pair only
-    if each word that it has in common is one that more than NEIGHBOURS photos have, such as that of an even sky.
+    if more than NEIGHBOURS photos have each word that it has in common, such as that of an even sky.
     """
     hashes = np.array(looks, "V32")
     parts, octets, pairs = hashes.view(np.uint64).reshape(-1, 4), hashes.view(np.uint8).reshape(-1, 32), []
     for start in range(0, 32, 2):
-        key = np.roll(octets, -start, axis=1)[:, :8].copy().view(">u8").ravel().astype(np.uint64)
+        key = np.roll(octets, -start, axis=1)[:, :8].copy().view(">u8").ravel()
         order = np.argsort(key, kind="stable")
-        word, first = key[order] >> np.uint64(48), np.arange(len(order))
+        word = key[order] >> 48
         for step in range(1, NEIGHBOURS + 1):
-            first = first[: np.searchsorted(first, len(order) - step)]
-            first = first[word[first] == word[first + step]]
-            pair = order[[first, first + step]]
+            at = np.flatnonzero(word[:-step] == word[step:])
+            pair = order[[at, at + step]]
             differing = np.bitwise_count(parts[pair[0]] ^ parts[pair[1]]).sum(1, dtype=np.uint16)
             pairs.append(pair[:, differing <= NEAR_BITS])
     return np.concatenate(pairs, 1)
-
-
-def linked(pairs: np.ndarray, count: int) -> np.ndarray:
-    """Return a number for each of `count` photos, shape (count,), that those share which pairs link, in the photos' order."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_array((np.ones(pairs.shape[1], bool), tuple(pairs)), shape=(count, count))
-    return pd.factorize(connected_components(graph, directed=False)[1])[0]
 
 
 def photos_by_class(counts: np.ndarray, size: float) -> np.ndarray:
@@ -894,7 +856,7 @@ def photos_by_class(counts: np.ndarray, size: float) -> np.ndarray:
     return wanted
 
 
-def split_photos(labels, groups, given, names: list[str], sizes: dict[str, float], seed: int) -> np.ndarray:
+def split_photos(labels, groups, given, names: list[str], asked: dict) -> np.ndarray:
     """Return the place in SPLITS of every photo, shape (photos,): the given one, else stratified, random, by group.
 
     Splits that no photo is `given` are cut from train. Labels, groups and given places are numbers, shape (photos,).
@@ -906,18 +868,18 @@ def split_photos(labels, groups, given, names: list[str], sizes: dict[str, float
     needed = 1 + len(cut)
     if (counts < needed).any():
         rare = ", ".join(f"{names[one]!r} ({counts[one]})" for one in np.flatnonzero(counts < needed)[:100])
-        said = f"Each class needs {needed} usable photos or more for its splits. These have fewer: {rare}"
+        said = f"Each class needs at least {needed} usable photos to be in every split. These have fewer: {rare}"
         raise ValueError(f"{said}. Add photos, or leave rare classes out with --min_photos {needed} or more.")
     free = {}
     for place in cut:
-        size = sizes[SPLITS[place]]
+        size = asked[f"{SPLITS[place]}_size"]
         if size >= left.sum():
             raise ValueError(f"--{SPLITS[place]}_size {size} cannot be met: there are {left.sum()} usable photos.")
         free[place] = photos_by_class(left, size)
         left = left - free[place]
     split, order = given.copy(), pool[np.argsort(groups[pool], kind="stable")]
     members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
-    order = np.random.default_rng(seed).permutation(len(members))
+    order = np.random.default_rng(asked["seed"]).permutation(len(members))
     for factor, group in product((1, 2), order):  # first those that fit, then those that fit by half
         if len(members[group]) < factor:
             continue
@@ -927,38 +889,32 @@ def split_photos(labels, groups, given, names: list[str], sizes: dict[str, float
                 free[place] = free[place] - wanted
                 split[members[group]] = place
     for place, name in enumerate(SPLITS):
-        for absent in sorted(set(range(len(names))) - set(labels[split == place])):
-            if place == 0 or place in cut:
-                said = f"The {name} split would hold no photo of class {names[absent]!r}, which has {counts[absent]} photos"
-                said += f" in {len(set(groups[pool][labels[pool] == absent]))} groups"
-                raise ValueError(f"{said}. Add photos of it, or change --test_size or --validation_size.")
+        absent = ", ".join(names[one] for one in sorted(set(labels) - set(labels[split == place])))
+        if absent and (place == 0 or place in cut):
+            said = f"The {name} split would hold no photo of these classes: {absent}"
+            raise ValueError(f"{said}. Add photos, or change --test_size or --validation_size.")
     return split
 
 
-def write_split(folder: Path, files: list[str], labels: np.ndarray, features) -> None:
+def write_split(folder: Path, files: list[str], labels: np.ndarray, names: list[str]) -> None:
     """Write photos and labels as `Dataset.save_to_disk` does, but each photo's bytes straight from its file."""
-    from datasets import DatasetInfo
+    from datasets import ClassLabel, DatasetInfo, Features
+    from datasets import Image as Photos
 
-    schema, digest = features.arrow_schema, xxhash.xxh3_64()
-    shards = max(1, -(-sum(map(os.path.getsize, files)) // SHARD_BYTES))
-    names = [f"data-{shard:05d}-of-{shards:05d}.arrow" for shard in range(shards)]
+    features = Features({"image": Photos(), "label": ClassLabel(names=names)})
+    schema, digest, name = features.arrow_schema, xxhash.xxh3_64(labels.tobytes()), "data-00000-of-00001.arrow"
     folder.mkdir()
-    for name, rows in zip(names, np.array_split(np.arange(len(files)), shards), strict=True):
-        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
-            for start in range(rows[0], rows[-1] + 1, 100):
-                chunk = slice(start, min(start + 100, rows[-1] + 1))
-                contents = [open(file, "rb").read() for file in files[chunk]]  # noqa: PTH123, SIM115 - of many
-                paths = [file.rsplit(os.sep, 1)[-1] for file in files[chunk]]
-                images = pa.StructArray.from_arrays([pa.array(contents), pa.array(paths)], ["bytes", "path"])
-                stream.write_batch(pa.record_batch([images, pa.array(labels[chunk])], schema))
-                digest.update(b"".join(contents))
+    with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
+        for start in range(0, len(files), 100):
+            chunk = slice(start, start + 100)
+            contents = [open(file, "rb").read() for file in files[chunk]]  # noqa: PTH123, SIM115 - of many
+            paths = [file.rsplit(os.sep, 1)[-1] for file in files[chunk]]
+            images = pa.StructArray.from_arrays([pa.array(contents), pa.array(paths)], ["bytes", "path"])
+            stream.write_batch(pa.record_batch([images, pa.array(labels[chunk])], schema))
+            digest.update(b"".join(contents))
     DatasetInfo(features=features).write_to_directory(str(folder))
     state = dict.fromkeys(("_format_columns", "_format_type")) | {"_format_kwargs": {}, "_output_all_columns": False}
-    state |= {
-        "_fingerprint": digest.hexdigest(),
-        "_split": folder.name,
-        "_data_files": [{"filename": n} for n in names],
-    }
+    state |= {"_fingerprint": digest.hexdigest(), "_split": folder.name, "_data_files": [{"filename": name}]}
     (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
 
 
@@ -974,37 +930,34 @@ def font_of(texts: list[str]) -> str | None:
     return None
 
 
-def class_balance_plot(splits: dict[str, dict[str, int]], path: Path) -> str:
+def class_balance_plot(counts: pd.DataFrame, path: Path) -> str:
     """Write the picture of the photos by class and split; return the legend of its numbers, "" if it has the names."""
     import matplotlib
 
     matplotlib.use("agg")
-    counts = pd.DataFrame(splits)
-    names = list(counts.index)
-    font = font_of(names)
-    counts.index = names if font else [f"class {number}" for number in range(1, len(names) + 1)]
+    font = font_of(list(counts.index))
+    shown = counts if font else counts.set_axis([f"class {number}" for number in range(1, len(counts) + 1)])
     size = (8, min(1.5 + 0.25 * len(counts), 300))
-    axes = counts[::-1].plot.barh(stacked=True, figsize=size, xlabel="photos", ylabel="")
+    axes = shown[::-1].plot.barh(stacked=True, figsize=size, xlabel="photos", ylabel="")
     for text in axes.get_yticklabels():
         text.set_parse_math(False)
         text.set_font(Path(font) if font else None)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes.figure.savefig(path, bbox_inches="tight", dpi=100, metadata={"Software": None})
     matplotlib.pyplot.close(axes.figure)
-    return "" if font else "".join(f"Class {at} is {escape(name)}. " for at, name in enumerate(names, 1)) + "\n\n"
+    return "" if font else "".join(f"Class {at} is {escape(one)}. " for at, one in enumerate(counts.index, 1)) + "\n\n"
 
 
-def contact_sheet(rows: list[list[tuple[str, str, str]]], path: Path) -> None:
-    """Write a picture with rows of (file, its name, more text), as many as there is room for."""
-    rows = [row[:SHEET_COLUMNS] for row in rows[:SHEET_ROWS]]
-    sheet = Image.new("RGB", (220 * max(map(len, rows)), 250 * len(rows)), "white")
-    font = ImageFont.truetype(font_of([text for row in rows for _, *texts in row for text in texts]) or font_of([]), 12)
-    for y, row in enumerate(rows):
-        for x, (file, name, text) in enumerate(row):
-            with open_photo(file) as image:
-                sheet.paste(ImageOps.contain(upright(image).convert("RGB"), (200, 200)), (220 * x + 10, 250 * y + 10))
-            words = f"{name if len(name) < 30 else '…' + name[-29:]}\n{text}"
-            ImageDraw.Draw(sheet).text((220 * x + 10, 250 * y + 213), words, "black", font)
+def contact_sheet(photos: list[tuple[str, str]], path: Path) -> None:
+    """Write a picture of the first 80 of some photos, (file, text below it), four in a row."""
+    photos = photos[:80]
+    sheet = Image.new("RGB", (880, 250 * math.ceil(len(photos) / 4)), "white")
+    font = ImageFont.truetype(font_of([text for _, text in photos]) or font_of([]), 12)
+    for at, (file, text) in enumerate(photos):
+        x, y = 220 * (at % 4) + 10, 250 * (at // 4) + 10
+        with open_photo(file) as image:
+            sheet.paste(ImageOps.contain(upright(image).convert("RGB"), (200, 200)), (x, y))
+        ImageDraw.Draw(sheet).text((x, y + 203), text, "black", font)
     sheet.save(path)
 
 
@@ -1016,16 +969,14 @@ def load_model(model_id: str):
         network = AutoModelForImageClassification.from_pretrained(model_id, use_safetensors=True, dtype="float32")
         return network.eval(), AutoImageProcessor.from_pretrained(model_id)
 
-    return ask_hub(
-        load, f"--suspects {model_id} cannot be loaded as an image classifier", "Give a folder, or a name on the Hub"
-    )
+    said = f"--suspects {model_id} cannot be loaded as an image classifier"
+    return ask_hub(load, said, "Give a folder, or a name on the Hub")
 
 
 def find_suspects(usable: pd.DataFrame, labels: np.ndarray, names: list[str], model, seed: int, folder: Path) -> str:
     """Write the photos whose label is probably wrong, the most suspicious first; return how many there are, in words.
 
-    A logistic regression from a model's logits to the labels is cross-validated, then again without the labels that it
-    finds wrong (Northcutt et al. 2021, Confident Learning).
+    A logistic regression from a model's logits to the labels is cross-validated (Northcutt et al. 2021, Confident Learning).
     """
     import torch
     from cleanlab.filter import find_label_issues
@@ -1041,30 +992,22 @@ def find_suspects(usable: pd.DataFrame, labels: np.ndarray, names: list[str], mo
             with open_photo(file) as image:
                 photos.append(upright(image).convert("RGB"))
         with torch.inference_mode():
-            logits.append(
-                network(**processor(photos, return_tensors="pt")).logits.log_softmax(1).clamp(min=-14).numpy()
-            )
+            answer = network(**processor(photos, return_tensors="pt")).logits
+        logits.append(answer.log_softmax(1).clamp(min=-14).numpy())
     folds = StratifiedKFold(max(2, min(5, np.bincount(labels).min())), shuffle=True, random_state=seed)
-    options = {"cv": folds, "method": "predict_proba"}
     regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.003, max_iter=1000))
-    trusted = np.ones(len(labels))
-    for _ in range(2):
-        weights = {"logisticregression__sample_weight": trusted}
-        chances = cross_val_predict(regression, np.concatenate(logits), labels, params=weights, **options)
-        other = find_label_issues(
-            labels, chances, return_indices_ranked_by="self_confidence", filter_by="predicted_neq_given", n_jobs=1
-        )
-        worst = other[chances[other, labels[other]] < UNLIKELY * chances[other].max(1)]
-        trusted[worst] = 0
-    found = usable.iloc[worst][["name", "row", "label", "stored"]].rename(columns={"name": "file"})
+    ranked = {"return_indices_ranked_by": "self_confidence", "filter_by": "predicted_neq_given", "n_jobs": 1}
+    chances = cross_val_predict(regression, np.concatenate(logits), labels, cv=folds, method="predict_proba")
+    other = find_label_issues(labels, chances, **ranked)
+    worst = other[chances[other, labels[other]] < UNLIKELY * chances[other].max(1)]
+    found = usable.iloc[worst][["name", "row", "label"]].rename(columns={"name": "file"})
     found["suggested"] = [names[best] for best in chances[worst].argmax(1)]
     found["confidence"] = chances[worst, labels[worst]].round(4)
-    found.drop(columns="stored").to_csv(folder / "suspects.csv", index=False)
-    sheet = list(zip(found["stored"], found["file"], found["label"] + ", or " + found["suggested"] + "?", strict=True))
-    if sheet:
-        rows = [sheet[at : at + SHEET_COLUMNS] for at in range(0, len(sheet), SHEET_COLUMNS)]
-        contact_sheet(rows, folder / "suspects.png")
-    return f"Labels that are perhaps wrong, the most suspicious first, in suspects.csv: {len(found)}"
+    found.to_csv(folder / "suspects.csv", index=False)
+    if len(found):
+        texts = found["file"].str[-30:] + "\n" + found["label"] + ", or " + found["suggested"] + "?"
+        contact_sheet(list(zip(usable["stored"].iloc[worst], texts, strict=True)), folder / "suspects.png")
+    return f"Labels that may be wrong, listed in suspects.csv with the most suspicious first: {len(found)}"
 
 
 def escape(name: str) -> str:
@@ -1078,60 +1021,35 @@ def write_dropped(table: pd.DataFrame, path: Path) -> None:
     dropped[["name", "row", "reason"]].rename(columns={"name": "file"}).to_csv(path, index=False)
 
 
-def write_report(folder: Path, report: dict, table: pd.DataFrame, name: str) -> None:
-    """Write what is beside the dataset: its card, the numbers, the list of what was left out, two pictures."""
+def write_report(folder: Path, report: dict, name: str) -> None:
+    """Write the card of the dataset, its numbers, and a picture of them."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    write_dropped(table, folder / "dropped.csv")
-    copies = table[table["reason"].str.match("$|duplicate|conflicting")]
-    copies = [same for _, same in copies[copies.duplicated("pixels", keep=False)].groupby("pixels")]
-    if copies:
-        copies.sort(key=lambda same: -same["label"].nunique())  # conflicts first
-        texts = [s["label"] + ", " + s["reason"].str.split(":").str[0].replace("", "kept") for s in copies]
-        sheet = [list(zip(s["stored"], s["name"], text, strict=True)) for s, text in zip(copies, texts, strict=True)]
-        contact_sheet(sheet, folder / "duplicates.png")
-        report["notes"].append("Copies are on `duplicates.png`")
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    splits = report["splits"]
-    totals = [sum(counts.values()) for counts in splits.values()]
-    rows = [
-        ["class", *SPLITS],
-        ["---"] * 4,
-        *([escape(one), *(splits[s][one] for s in SPLITS)] for one in splits["train"]),
-    ]
-    card = CARD.format(
-        **report | {"given": f"The splits {', '.join(report['given'])} were given. " * bool(report["given"])},
-        name=name,
-        photos=sum(totals),
-        classes=len(splits["train"]),
-        table="\n".join(f"| {' | '.join(map(str, row))} |" for row in [*rows, ["all", *totals]]),
-        legend=class_balance_plot(splits, folder / "class_balance.png"),
-        left_out="\n".join(f"- {reason}: {count}" for reason, count in report["dropped"].items()) or "Nothing.",
-        said="\n".join(f"- {escape(note)}." for note in report["notes"]),
-    )
-    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in SPLITS]
-    configs = [{"config_name": "default", "data_files": files}]
-    front = DatasetCardData(pretty_name=name, task_categories=["image-classification"], configs=configs)
-    DatasetCard(f"---\n{front}\n---\n\n{card}").save(folder / "README.md")
+    counts = pd.DataFrame(report["splits"])
+    facts = {
+        "name": name,
+        "photos": counts.to_numpy().sum(),
+        "classes": {escape(one): numbers for one, *numbers in counts.itertuples()},
+        "totals": list(counts.sum()),
+        "legend": class_balance_plot(counts, folder / "class_balance.png"),
+        "notes": [escape(note) for note in report["notes"]],
+    }
+    data = DatasetCardData(pretty_name=name, task_categories=["image-classification"])
+    DatasetCard.from_template(data, template_str=CARD, **report | facts).save(folder / "README.md")
 
 
 def check_flags(asked: dict) -> None:
     """Raise an OSError or ValueError if `prepare` cannot do what it was asked for, before any work."""
-    image_path, dst_path, label_path = (Path(asked[name] or "") for name in ("image_path", "dst_path", "label_path"))
+    image_path, dst_path = Path(asked["image_path"]), Path(asked["dst_path"])
     for flag in ("test_size", "validation_size"):
         if not 0 < asked[flag] < 1 and (asked[flag] < 1 or asked[flag] % 1):
-            raise ValueError(f"--{flag} {asked[flag]:g} is neither a share between 0 and 1, such as 0.2, nor a number.")
+            raise ValueError(f"--{flag} {asked[flag]:g} is neither a share, such as 0.2, nor a number of photos.")
     for flag in ("image_size", "num_proc", "min_photos"):
         if asked[flag] is not None and asked[flag] < 1:
             raise ValueError(f"--{flag} {asked[flag]} must be 1 or more.")
     if not image_path.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(asked["image_path"])):
         raise OSError(f"--image_path {image_path} is not a folder or file, nor the name of a dataset (owner/name).")
-    if (
-        image_path.is_dir()
-        and asked["label_path"]
-        and not (label_path.is_file() or (image_path / label_path).is_file())
-    ):
-        raise OSError(f"--label_path {label_path} is not a file.")
     if dst_path.exists() and not asked["overwrite"]:
         raise OSError(f"--dst_path {dst_path} exists already. Choose another folder, or add --overwrite to replace it.")
     if dst_path.exists() and not (dst_path / "dataset_dict.json").is_file():
@@ -1139,123 +1057,111 @@ def check_flags(asked: dict) -> None:
 
 
 def check_rows(table: pd.DataFrame, files: Files, copies: Path, asked: dict) -> tuple[pd.DataFrame, int]:
-    """Return the table with the file, split, photo and reason of each row, and how many files no row names; say so.
-
-    Raises ValueError if no row names a file.
-    """
+    """Return the table with file, split, photo and reason of each row, and the number of files that no row names."""
     locate(table, files)
     lost = table["name"][(table["place"] < 0) & (table["name"] != "")]
     if len(lost) and not (table["place"] >= 0).any():
-        raise ValueError(f"No row names a file: the first name is {lost.iloc[0]!r}, and there is {files.names[:3]}.")
+        there = ", ".join(map(repr, files.names[:3])) or "nothing"
+        raise ValueError(f"No row names a file: the first name is {lost.iloc[0]!r}, but the folder has {there}.")
     folders = read_folders(files.names)[0]
     folders = table["place"].map(lambda place: folders[place] if place >= 0 else "")
     if asked["split_column"] != "none" and not table["split"].any() and len(set(folders) - {""}) > 1:
         table["split"] = folders.replace("", "train")
-        print("The splits are given by the folders; --split_column none cuts new ones.")
-    look = partial(inspect_photo, copies=copies, image_size=asked["image_size"])
-    table = look_at_photos(table, files, look, asked["num_proc"])
+        print("The folders give the splits. To make new ones, add --split_column none.")
+    table = look_at_photos(table, files, copies, asked)
     drop_copies(table)
     usable = table[table["reason"] == ""]
     rare = usable[usable.groupby("label")["label"].transform("size") < asked["min_photos"]]
     table.loc[rare.index, "reason"] = "rare class"
     if len(rare):
-        said = f"Classes with fewer than {asked['min_photos']} photos"
-        print(f"{said}: {', '.join(sorted(set(rare['label'])))}")
+        print(f"Classes with fewer than {asked['min_photos']} photos: {', '.join(sorted(set(rare['label'])))}")
     unnamed = set(range(len(files.names))) - set(table["place"])
     return table, sum(not LIST_NAME.search(files.names[place]) for place in unnamed)
 
 
-def split_rows(
-    usable: pd.DataFrame, names: list[str], labels: np.ndarray, sizes: dict, seed: int
-) -> tuple[np.ndarray, dict]:
-    """Return the place in SPLITS of every usable row, shape (photos,), and what the report says about it.
+def split_rows(usable: pd.DataFrame, names: list[str], labels: np.ndarray, asked: dict) -> tuple[np.ndarray, dict]:
+    """Return the place in SPLITS of every usable row, shape (photos,), and what the report says about it."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    Raises ValueError if the rows cannot be split.
-    """
     count, group = len(usable), usable["group"]
     given = sorted(set(usable["split"]) - {""}, key=SPLITS.index)
     given = given if len(given) > 1 else []
     split = usable["split"].map(SPLITS.index).to_numpy() if given else np.zeros(count, int)
     torn = pd.Series(split).groupby(group.where(group != "")).nunique()
-    if given and (torn > 1).any():
-        raise ValueError(f"The group {torn.idxmax()!r} is in several given splits. --split_column none cuts new ones.")
+    if (torn > 1).any():
+        said = f"The group {torn.idxmax()!r} is in more than one of the given splits"
+        raise ValueError(f"{said}. To make new ones, add --split_column none.")
     pairs = near_pairs(list(usable["look"]))
-    near = linked(pairs, count)
     first = pd.Series(range(count)).groupby(group).transform("first").where(group != "", range(count))
-    split = split_photos(labels, linked(np.hstack([pairs, [range(count), first]]), count), split, names, sizes, seed)
-    alike = pd.Series(split).groupby(near).agg(["size", "nunique"])
-    alike = alike[alike["size"] > 1]
-    counts = {"groups": len(alike), "photos": int(alike["size"].sum()), "across": int((alike["nunique"] > 1).sum())}
-    notes = [f"Near-duplicates, kept together in one split: {counts['photos']} photos in {counts['groups']} groups"]
-    if counts["across"]:
-        notes.append(f"Near-duplicates that lie in several given splits: {counts['across']} groups")
+    links = np.hstack([pairs, [range(count), first]])
+    graph = coo_array((np.ones(links.shape[1], bool), tuple(links)), shape=(count, count))
+    together = pd.factorize(connected_components(graph, directed=False)[1])[0]
+    split = split_photos(labels, together, split, names, asked)
+    near = {"photos": len(np.unique(pairs)), "across": int((split[pairs[0]] != split[pairs[1]]).sum())}
     parts = {label: set(re.split(r"[\s|;,/&+]+", label)) for label in names}
     joined = [label for label in names if len(parts[label]) > 1 and parts[label] <= set(names)]
-    several = usable["label"].isin(joined).sum()
-    notes += [f"Labels made of other labels, each a class of its own: {several} photos"] * bool(several)
-    said = "Grey of more than 8 bits, scaled from each photo's darkest to its brightest"
-    notes += [f"{said}: {usable['deep'].sum()} photos"] * bool(usable["deep"].any())
+    several = {
+        "Near-duplicate photos, kept in the same split": near["photos"],
+        "Near-duplicate pairs that the given splits separate": near["across"],
+        "Photos with a label that combines other labels and is a class of its own": usable["label"].isin(joined).sum(),
+        "Photos with more than 8 bits of grey, each scaled from its darkest to its brightest": usable["deep"].sum(),
+    }
+    notes = [f"{said}: {number}" for said, number in several.items() if number]
     for said, odd in usable[usable["odd"] != ""].sort_values("degree", kind="stable").groupby("odd"):
-        notes.append(f"{said}: {len(odd)} photos, such as {', '.join(odd['name'][:5])}")
+        notes.append(f"{said}: {len(odd)}, such as {', '.join(odd['name'][:5])}")
     table = pd.crosstab(labels, split).reindex(index=range(len(names)), columns=range(3), fill_value=0)
     splits = {name: dict(zip(names, table[place].tolist(), strict=True)) for place, name in enumerate(SPLITS)}
-    return split, {"splits": splits, "given": given, "near_duplicates": counts, "notes": notes}
+    return split, {"splits": splits, "given": given, "near_duplicates": near, "notes": notes}
 
 
 def prepare(
     *,
-    image_path: Annotated[str | Path, "photos: folder, .zip, .tar, Parquet, a dataset's folder or its name on the Hub"],
-    dst_path: Annotated[str | Path, "folder for the dataset"],
-    label_path: Annotated[str | Path | None, "list of labels of any kind; without it, folders are the classes"] = None,
-    image_column: Annotated[str | None, "column with the photos' names; guessed if not given"] = None,
-    label_column: Annotated[str | None, "column with the labels, or several with 0 and 1: A,B,C; guessed"] = None,
-    split_column: Annotated[str | None, "column with train, validation, test; guessed; none cuts new ones"] = None,
-    group_column: Annotated[str | None, "column whose equal values, such as a patient's, stay in one split"] = None,
-    encoding: Annotated[str | None, "of the list; else UTF-8, UTF-16 or, if it reads well, Windows-1252"] = None,
-    test_size: Annotated[float, "share or number of all photos that is kept for the final test"] = 0.3,
-    validation_size: Annotated[float, "share or number of the remaining photos that picks the best epoch"] = 0.1,
-    min_photos: Annotated[int, "leave classes with fewer usable photos out"] = 1,
+    image_path: Annotated[str | Path, "photos: folder, .zip, .tar, Parquet, saved dataset, or owner/name on the Hub"],
+    dst_path: Annotated[str | Path, "folder to write the dataset to"],
+    label_path: Annotated[str | Path | None, "labels: CSV, JSON, Excel or Parquet; else each folder is a class"] = None,
+    image_column: Annotated[str | None, "column with the names of the photos; guessed if not given"] = None,
+    label_column: Annotated[str | None, "column with the labels, or columns of 0 and 1: A,B,C; else guessed"] = None,
+    split_column: Annotated[str | None, "column with the splits; guessed if not given; none makes new ones"] = None,
+    group_column: Annotated[str | None, "column of groups, such as patients, that each stay in one split"] = None,
+    encoding: Annotated[str | None, "encoding of the list; if not given, UTF-8, UTF-16 or Windows-1252"] = None,
+    test_size: Annotated[float, "share or number of all photos to keep for the final test"] = 0.3,
+    validation_size: Annotated[float, "share or number of the other photos, for choosing the best epoch"] = 0.1,
+    min_photos: Annotated[int, "leave out classes with fewer usable photos than this"] = 1,
     seed: Annotated[int, "the same seed gives the same split"] = 42,
-    image_size: Annotated[int | None, "scale larger photos down to this shorter side"] = None,
-    suspects: Annotated[
-        str | None, "image classifier, folder or on the Hub, that finds labels that may be wrong"
-    ] = None,
-    num_proc: Annotated[int | None, "photos that are checked at the same time; 1: in this process alone"] = None,
-    dry_run: Annotated[bool, "show the outcome, and write no dataset"] = False,
+    image_size: Annotated[int | None, "scale larger photos down to this many pixels on the shorter side"] = None,
+    suspects: Annotated[str | None, "image classifier (folder or Hub id) that looks for wrong labels"] = None,
+    num_proc: Annotated[int | None, "number of processes that check photos; 1 starts none"] = None,
+    dry_run: Annotated[bool, "show the outcome without writing a dataset"] = False,
     overwrite: Annotated[bool, "replace a dataset that is already there"] = False,
-    push_to_hub: Annotated[str | None, "also upload it to this dataset repo, private if it is new"] = None,
+    push_to_hub: Annotated[str | None, "also upload the dataset to this repo, which is private if it is new"] = None,
 ):
     """Check every row and photo, split what can be used, save it to `dst_path` and return the `DatasetDict`.
 
-    Nothing is written at `dst_path` before all of it is there, and the photos are only read. If they make no dataset, what
-    was found is in `NAME.dropped.csv` beside it. A dry run writes no dataset and returns None.
+    Nothing is written at `dst_path` before everything is ready, and the photos are only read. If they make no dataset,
+    what was found is in `NAME.dropped.csv` beside it. A dry run writes no dataset and returns None.
 
     Raises:
-        OSError: if an input does not exist, `dst_path` does and is not to be replaced, or the Hub does not take it.
+        OSError: if an input does not exist, `dst_path` exists and may not be replaced, or the Hub refuses the upload.
         ValueError: if the list, the sizes or the classes do not allow a dataset.
     """
     asked = dict(locals())
-    if multiprocessing.parent_process() and "__file__" not in vars(sys.modules["__main__"]):
-        said = 'Put the call of prepare under if __name__ == "__main__": its processes read the script too.'
-        sys.exit(f"prep.py: error: {said}")
+    if "_inheriting" in vars(multiprocessing.current_process()):  # it is being started, and reads the script for that
+        sys.exit('prep.py: error: Put the call under if __name__ == "__main__": its processes read your script too.')
     dst_path = Path(dst_path)
     unfinished, replaced = (dst_path.with_name(f".{dst_path.name}.{word}") for word in ("partial", "replaced"))
     restore(dst_path, unfinished, replaced)
     check_flags(asked)
     if push_to_hub:
-        create_repo(push_to_hub)  # now, so that a missing login does not show only after the work
+        create_repo(push_to_hub)  # before the work, so that a missing login shows at once
     model = load_model(suspects) if suspects else None
-
-    import datasets  # heavy, so after the checks
-
     new_folders = [folder for folder in dst_path.absolute().parents if not folder.exists()]
     scratch = unfinished / "scratch"
     table = None
     try:
         (scratch / "copies").mkdir(parents=True)
-        columns = {name: asked[name] for name in asked if name.endswith("_column")}
-        files, table = read_rows(image_path, label_path, scratch, encoding, columns)
-        merged = tidy_labels(table)
+        files, table = read_rows(asked, scratch)
+        notes = tidy_labels(table)
         table, unnamed = check_rows(table, files, scratch / "copies", asked)
         dropped = Counter(sorted(table["reason"][table["reason"] != ""].str.split(":").str[0]))
         for reason, count in dropped.items():
@@ -1267,26 +1173,27 @@ def prepare(
             found = ", ".join(names) or "none"
             raise ValueError(f"A classifier needs usable photos of two classes or more; there are: {found}.")
         labels = pd.Categorical(usable["label"], names).codes.astype(int)
-        sizes = {"test": test_size, "validation": validation_size}
-        split, facts = split_rows(usable, names, labels, sizes, seed)
-        print(*facts["notes"], sep="\n")
-        for name, counts in facts["splits"].items():
+        split, report = split_rows(usable, names, labels, asked)
+        notes += report["notes"]
+        for note in notes:
+            print(note)
+        for name, counts in report["splits"].items():
             by_class = ", ".join(f"{one} {count}" for one, count in counts.items())
             print(f"{name}: {sum(counts.values())} photos ({by_class})")
         if dry_run:
             return None
-        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
         for place, name in enumerate(SPLITS):  # in random order, so that it can be streamed
             chosen = np.random.default_rng([seed, place]).permutation(np.flatnonzero(split == place))
-            write_split(unfinished / name, usable["stored"].to_numpy()[chosen].tolist(), labels[chosen], features)
+            write_split(unfinished / name, usable["stored"].to_numpy()[chosen].tolist(), labels[chosen], names)
         (unfinished / "dataset_dict.json").write_text(json.dumps({"splits": SPLITS}))
         if model:
-            facts["notes"].append(find_suspects(usable, labels, names, model, seed, unfinished))
-            print(facts["notes"][-1])
-        facts["notes"] += [f"Taken as one label: {', '.join(words)} → {one}" for one, words in merged.items()]
-        facts |= {"rows": len(table), "dropped": dropped, "unnamed_files": unnamed, "merged": merged, "seed": seed}
-        facts |= {f"{name}_size": size for name, size in sizes.items()} | {"command": command_line(asked)}
-        write_report(unfinished, facts, table, dst_path.name)
+            notes.append(find_suspects(usable, labels, names, model, seed, unfinished))
+            print(notes[-1])
+        report |= {"rows": len(table), "dropped": dropped, "unnamed_files": unnamed, "notes": notes}
+        report |= {name: asked[name] for name in ("seed", "test_size", "validation_size")}
+        report["command"] = command_line(asked)
+        write_report(unfinished, report, dst_path.name)
+        write_dropped(table, unfinished / "dropped.csv")
         shutil.rmtree(scratch)
         if dst_path.exists():
             dst_path.rename(replaced)
@@ -1295,7 +1202,7 @@ def prepare(
         if table is None:
             raise
         write_dropped(table, dst_path.with_name(f"{dst_path.name}.dropped.csv"))
-        raise ValueError(f"{error} What was found is in {dst_path}.dropped.csv.") from error
+        raise ValueError(f"{error} What is wrong with each row is in {dst_path}.dropped.csv.") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         for folder in new_folders:
@@ -1305,19 +1212,20 @@ def prepare(
     print(f"Dataset written to {dst_path}; what was left out, and why, is in {dst_path / 'dropped.csv'}")
     if push_to_hub:
         push(dst_path, push_to_hub)
-    return datasets.load_from_disk(str(dst_path))
+    from datasets import load_from_disk  # heavy, so only now
+
+    return load_from_disk(str(dst_path))
 
 
 def restore(dst_path: Path, unfinished: Path, replaced: Path) -> None:
     """Clear away what a killed run left; a dataset that it was replacing goes back to its place."""
     if unfinished.exists():
-        print(f"Found the unfinished dataset of a run that was stopped, {unfinished}, and removed it.")
+        print(f"Removed {unfinished}, the unfinished dataset of a run that was stopped.")
         shutil.rmtree(unfinished)
-    if replaced.exists() and dst_path.exists():
-        shutil.rmtree(replaced)
-    elif replaced.exists():
-        print(f"Found the dataset that a stopped run was replacing, and put it back to {dst_path}.")
+    if replaced.exists() and not dst_path.exists():
+        print(f"Put back {dst_path}, the dataset that a run was replacing when it was stopped.")
         replaced.rename(dst_path)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def command_line(asked: dict) -> str:
@@ -1328,10 +1236,7 @@ def command_line(asked: dict) -> str:
 
 
 def ask_hub(call, said: str, advice: str):
-    """Return what `call()` returns, called again for about 20 seconds while the Hub is busy or the connection is cut.
-
-    Raises OSError that says what failed, why, and what to do.
-    """
+    """Return what `call()` returns, called again for about 20 seconds while the Hub is busy; OSError with what to do."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
@@ -1351,7 +1256,7 @@ def create_repo(repo_id: str) -> None:
     """Make sure that the dataset repo exists, private if it is new, and may be written; OSError with the reason, if not."""
     from huggingface_hub import HfApi
 
-    said = f"--push_to_hub {repo_id}: the Hub does not give a repo to write to"
+    said = f"--push_to_hub {repo_id}: this repo cannot be created or written to"
     advice = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
     ask_hub(lambda: HfApi().create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True), said, advice)
 
@@ -1367,16 +1272,14 @@ def push(dst_path: Path, repo_id: str) -> None:
                 shutil.copy(file, scratch)
         Path(scratch, "data").mkdir()
         for name, part in load_from_disk(str(dst_path)).items():
-            shards = -(-part.data.nbytes // SHARD_BYTES)
+            shards = math.ceil(part.data.nbytes / SHARD_BYTES)
             for index in range(shards):
                 file = Path(scratch, "data", f"{name}-{index:05d}-of-{shards:05d}.parquet")
                 part.shard(shards, index, contiguous=True).to_parquet(file)
-        options = {"repo_type": "dataset", "commit_message": "Upload the dataset"}
-        commit = ask_hub(
-            lambda: HfApi().upload_folder(repo_id=repo_id, folder_path=scratch, **options),
-            f"The dataset is whole in {dst_path}, but the Hub did not take it",
-            "Push it later with the same command and --overwrite",
-        )
+        options = {"repo_type": "dataset", "delete_patterns": "data/*", "commit_message": "Upload the dataset"}
+        upload = partial(HfApi().upload_folder, repo_id=repo_id, folder_path=scratch, **options)
+        said = f"The dataset is complete in {dst_path}, but the upload to the Hub failed"
+        commit = ask_hub(upload, said, "To upload it later, run the same command with --overwrite")
     print(f"Pushed to {repo_id}, revision {commit.oid}")
 
 
@@ -1397,15 +1300,12 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("prep.py", description=about, allow_abbrev=False, formatter_class=shape)
     for name, parameter in inspect.signature(prepare).parameters.items():
         kind, text = get_args(parameter.annotation)
-        options = {"default": parameter.default, "help": text}
-        if parameter.default is parameter.empty:
-            options |= {"required": True, "default": argparse.SUPPRESS}
+        needed = parameter.default is parameter.empty
+        options = {"help": text, "required": needed, "default": argparse.SUPPRESS if needed else parameter.default}
         if kind is bool:
             options["action"] = "store_true"
-        elif kind is float:
-            options |= {"type": size, "metavar": "SIZE"}
         else:
-            options |= {"type": int, "metavar": "N"} if "int" in str(kind) else {"metavar": "TEXT"}
+            options["type"] = size if kind is float else int if "int" in str(kind) else str
         parser.add_argument(f"--{name}", **options)
     return parser
 
@@ -1419,7 +1319,7 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"prep.py: error: {error}")
     except KeyboardInterrupt:
-        sys.unraisablehook = lambda _: None  # a progress bar that was stopped half made has no more to say
+        sys.unraisablehook = lambda _: None  # a progress bar that was interrupted would complain
         print("prep.py: stopped, no dataset was written", file=sys.stderr)
         sys.exit(130)
 

@@ -42,8 +42,8 @@ FAULTS = [
     Fault(
         "prep: labels on the wrong photos",
         "prep.py",
-        "labels[chosen], features)",
-        "labels[np.sort(chosen)], features)",
+        "labels[chosen], names)",
+        "labels[np.sort(chosen)], names)",
         "prep stratified or tables or class_folders",
     ),
     Fault(
@@ -56,8 +56,8 @@ FAULTS = [
     Fault(
         "prep: split not by group",
         "prep.py",
-        "linked(np.hstack([pairs, [range(count), first]]), count)",
-        "linked(np.array([range(count), first]), count)",
+        "links = np.hstack([pairs, [range(count), first]])",
+        "links = np.array([range(count), first])",
         "prep near_duplicate or stratified",
     ),
     Fault(
@@ -105,8 +105,8 @@ FAULTS = [
     Fault(
         "prep: semicolons not seen",
         "prep.py",
-        'for one in ",;\\t|"}',
-        'for one in ",\\t|"}',
+        'max(",;\\t| ", key=agreement)',
+        'max(",\\t| ", key=agreement)',
         "prep tables",
     ),
     Fault(
@@ -189,8 +189,8 @@ FAULTS = [
     Fault(
         "prep: groups are torn",
         "prep.py",
-        "linked(np.hstack([pairs, [range(count), first]]), count)",
-        "near",
+        "links = np.hstack([pairs, [range(count), first]])",
+        "links = pairs",
         "prep_kinds groups_stay",
     ),
     Fault(
@@ -199,6 +199,13 @@ FAULTS = [
         "given = given if len(given) > 1 else []",
         "given = []",
         "prep_kinds column_of_splits",
+    ),
+    Fault(
+        "prep: a script without a main guard deletes what it is writing",
+        "prep.py",
+        'if "_inheriting" in vars(multiprocessing.current_process()):',
+        "if False:",
+        "prep main_guard",
     ),
     Fault(
         "prep: suspects in any order",

@@ -87,7 +87,7 @@ def test_every_row_that_cannot_be_used_is_left_out_with_row_and_reason(tmp_path)
         "socket.jpg,Dog": "not a file: it is a pipe or device",
         "bomb.png,Dog": "too many pixels: the limit is 89000000",
         "large.png,Dog": "too many pixels: 10000 x 9000",
-        "http://localhost/cat.jpg,Cat": "URL: only files of the folder are read",
+        "http://localhost/cat.jpg,Cat": "URL: only files in the folder are read",
         "file:///etc/passwd,Cat": "URL",
         "../secret.jpg,Cat": "outside the folder",
         f"{tmp_path / 'secret.jpg'},Cat": "outside the folder",
@@ -145,7 +145,7 @@ def test_the_tables_that_people_have_are_read_and_the_guess_is_printed(tmp_path,
     rows = [(file.name, file.stem.rstrip("0123456789")) for file in sorted(images.iterdir())]
     labels.write_bytes(write(rows))
     output, dataset = prepare(tmp_path)
-    assert f"named by the column {name!r}, their labels are in {label!r}" in output
+    assert f"The column {name!r} names the photos, and {label!r} has their labels" in output
     assert labelled(dataset) == expected
 
 
@@ -199,7 +199,7 @@ def test_labels_that_differ_in_case_or_spaces_are_one_label(tmp_path):
     labels.write_text(text)
     output, dataset = prepare(tmp_path)
     assert dataset["train"].features["label"].names == list(CLASSES)
-    assert "Label 'cat' is taken as 'Cat'" in output and "Label 'DOG' is taken as 'Dog'" in output
+    assert "The label 'cat' was taken as 'Cat'" in output and "The label 'DOG' was taken as 'Dog'" in output
 
 
 def test_sizes_can_be_numbers_of_photos(tmp_path):
@@ -238,8 +238,6 @@ def test_copies_of_a_photo_are_kept_once_and_under_two_labels_not_at_all(tmp_pat
     kept = labelled(dataset)
     assert len(kept) == sum(part.num_rows for part in dataset.values()) == 34
     assert Image.open(images / "Cat5.jpg").tobytes() not in kept and Image.open(images / "twin.jpg").tobytes() in kept
-    sheet = Image.open(tmp_path / "dataset" / "duplicates.png")
-    assert sheet.height > 500 and len(sheet.convert("RGB").getcolors(10**7)) > 500
 
 
 def test_no_photo_of_one_split_has_a_near_duplicate_in_another(tmp_path):
@@ -268,7 +266,7 @@ def test_no_photo_of_one_split_has_a_near_duplicate_in_another(tmp_path):
     close = distance < 5
     assert close.sum() - len(places) >= 15 * 4 * 3  # the copies are found by this measure
     assert not (close & other).any()
-    assert "Near-duplicates, kept together in one split: 60 photos in 15 groups" in output
+    assert "Near-duplicate photos, kept in the same split: 60\n" in output
     assert {place: places.count(place) for place in dataset} == {"train": 51, "validation": 22, "test": 32}
 
 
@@ -382,9 +380,9 @@ def test_flags_with_hyphens_work_and_help_names_every_flag_with_its_default():
         (None, ["--label_path", "nothing.csv"], "--label_path nothing.csv is not a file"),
         ("shot,kind\na,Cat\n", [], "Give --image_column, one of: shot, kind"),
         ("image_name,label\nCat0.jpg,Cat\n", [], "two classes or more"),
-        ("", [], "it has no rows. It may be a CSV"),
+        ("", [], "it has no rows. prep.py reads CSV"),
         ("+tree.jpg,Tree\n", [], "These have fewer: 'Tree' (1)"),
-        (None, ["--test_size", "0.01"], "test split would hold no photo of class"),
+        (None, ["--test_size", "0.01"], "test split would hold no photo of these classes"),
         (None, ["--test_size", "36"], "--test_size 36 cannot be met: there are 36"),
         (None, ["--test_size", "20", "--validation_size", "16"], "--validation_size 16 cannot be met: there are 16"),
         (None, ["--test_size", "0"], "--test_size 0 is neither"),
@@ -392,13 +390,13 @@ def test_flags_with_hyphens_work_and_help_names_every_flag_with_its_default():
         (
             None,
             ["--image_column", "photo"],
-            "--image_column photo: there is no such column; there are: image_name, label",
+            "--image_column photo: there is no such column. The columns are: image_name, label",
         ),
         (None, ["--image_size", "0"], "--image_size 0 must be 1 or more"),
         (None, ["--push_to_hub", "you/pets"], "hf auth login"),
         ("image_name\nCat0.jpg\n", [], "Which column holds the labels?"),
         ("image_name,a,b\nCat0.jpg,1,2\n", [], "Give --label_column, one of: image_name, a, b"),
-        ('image_name,label\nCat0.jpg,"Cat\n', [], "in line 2 a quote does not end its cell"),
+        ('image_name,label\nCat0.jpg,"Cat\n', [], "in line 2 the quotes do not match"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing_behind(tmp_path, logged_out, change, more, words):
@@ -461,7 +459,7 @@ def test_a_killed_run_leaves_no_dataset_and_no_process_and_the_next_one_says_so_
     partial = tmp_path / ".dataset.partial"
     assert partial.exists() and not (tmp_path / "dataset").exists()
     output, dataset = prepare(tmp_path)
-    assert "Found the unfinished dataset of a run that was stopped" in output
+    assert "the unfinished dataset of a run that was stopped" in output
     assert sum(part.num_rows for part in dataset.values()) == 1800 and not partial.exists()
 
 
@@ -470,7 +468,7 @@ def test_a_dataset_whose_replacement_was_killed_comes_back(tmp_path):
     prepare(tmp_path)
     (tmp_path / "dataset").rename(tmp_path / ".dataset.replaced")  # where a kill between two renames leaves it
     refused = call("prep.py", *flags(tmp_path))
-    assert "put it back" in refused.stdout and "--overwrite" in refused.stderr
+    assert "Put back" in refused.stdout and "--overwrite" in refused.stderr
     assert load_from_disk(str(tmp_path / "dataset")) and not (tmp_path / ".dataset.replaced").exists()
 
 
@@ -492,7 +490,7 @@ def test_an_iphones_photos_are_jpeg_in_the_dataset_and_equal_copies_are_found(tm
         photo.save(images / name, quality=95)
     add_rows(tmp_path, "one.heic,Cat", "two.heic,Cat")
     said, dataset = prepare(tmp_path)
-    assert "Dropped for duplicate: 1\n" in said and (tmp_path / "dataset" / "duplicates.png").is_file()
+    assert "Dropped for duplicate: 1\n" in said
     stored = {image["bytes"][:2] for part in dataset.values() for image in part.data["image"].to_pylist()}
     assert sum(part.num_rows for part in dataset.values()) == 37 and stored == {b"\xff\xd8"}
 
@@ -565,7 +563,7 @@ def test_a_refusal_ends_the_push_in_words_and_the_dataset_stays(hub, tmp_path):
         hub.commits["datasets/you/pets"] = [{}]
         hub.faults = {commit: status}
         result = call("prep.py", *flags(tmp_path, "--overwrite", "--push_to_hub", "you/pets"))
-        assert result.returncode == 1 and "the Hub did not take it" in result.stderr.splitlines()[-1]
+        assert result.returncode == 1 and "the upload to the Hub failed" in result.stderr.splitlines()[-1]
         assert load_from_disk(str(tmp_path / "dataset")) and hub.commits["datasets/you/pets"] == [{}]
 
 
@@ -577,5 +575,7 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path):
         f"prepare(image_path={str(images)!r}, label_path={str(labels)!r}, dst_path='out', num_proc=2)\n"
     )
     result = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 1 and 'under if __name__ == "__main__"' in result.stderr
+    assert (
+        result.returncode == 1 and 'under if __name__ == "__main__"' in result.stderr and "Removed" not in result.stdout
+    )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "labels.csv", "mine.py"]

@@ -476,6 +476,7 @@ def test_the_loss_has_the_three_parts_and_the_features_feel_each(dataset, tiny_v
     model, processor = finetune.build_model("mobilenet_v3_small", names, "none", None)
     model.timm_model.drop_rate = 0.0  # so that it repeats
     network = model.timm_model
+    network.classifier.bias.data = torch.tensor([2.0, 0.0, -2.0])  # it disagrees with the teacher, so each part shows
     photos = finetune.Photos(load_from_disk(str(dataset))["train"], processor)
     teacher = finetune.Teacher(str(tiny_vit), "cpu")
     teacher.learn_our_classes(photos, len(names), PartialState(cpu=True))

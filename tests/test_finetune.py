@@ -623,6 +623,8 @@ def test_the_card_compares_with_a_baseline_on_the_same_photos(checkpoint, datase
     said = f"is right on {old.mean():.2%} and this model on {new.mean():.2%}: {better} are answered right by this model only,"
     card = (tmp_path / "new" / "README.md").read_text()
     assert better + worse > 0 and f"{said} {worse} by the other" in card and f"(p = {p:.3g})" in card
+    unlike = finetune.compare("other", np.arange(9) < 3, np.arange(9) > 1)
+    assert "6 are answered right by this model only, 2 by the other only" in unlike
 
 
 def test_a_trial_goes_to_the_card_and_says_what_the_whole_run_takes(dataset, tmp_path):

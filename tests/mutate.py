@@ -324,7 +324,7 @@ FAULTS = [
         "finetune.py",
         "GaussianBlur(4 * side / 224))",
         "GaussianBlur(side / 224))",
-        "finetune stress_table",
+        "finetune stress_table_counts",
     ),
     Fault(
         "finetune: the baseline's mistakes are counted as its own",

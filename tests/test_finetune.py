@@ -611,6 +611,25 @@ def test_the_stress_table_is_that_of_the_photos_made_worse(checkpoint, dataset, 
     )
 
 
+def test_the_stress_table_counts_the_answers_about_photos_made_worse(dataset):
+    """Of a judge of edges, which are all sharp enough until the photos are blurred."""
+    test = finetune.Photos(load_from_disk(str(dataset))["test"], finetune.image_processor(64))
+    blurred = [test.photo(index).filter(ImageFilter.GaussianBlur(4 * 64 / 224)) for index in range(len(test))]
+    edges = np.array([np.abs(np.diff(np.asarray(photo, float), axis=1)).max() for photo in blurred])
+
+    class Judge(torch.nn.Module):
+        class_weights = torch.ones(3)
+
+        def forward(self, pixels, labels):
+            sharp = pixels.float().diff(dim=2).abs().amax((1, 2, 3)) - np.median(edges)
+            return {"logits": torch.nn.functional.one_hot(labels, 3) * sharp[:, None]}
+
+    right = {row["photos"]: row["right"] for row in finetune.stress(Judge(), test)}
+    assert right["as they are"] == 100
+    expected = 100 * (edges > np.median(edges)).mean()
+    assert right["blurred by 4 px of 224"] == pytest.approx(expected) and expected < 60
+
+
 def test_the_card_compares_with_a_baseline_on_the_same_photos(checkpoint, dataset, tmp_path):
     train(dataset, tmp_path / "new", "--epochs", "8", "--lr", "5e-3", "--baseline", checkpoint)
     test = load_from_disk(str(dataset))["test"]

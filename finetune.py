@@ -1002,7 +1002,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="finetune.py", **about)
     for name, parameter in inspect.signature(finetune).parameters.items():
         kind, text = get_args(parameter.annotation)
-        how = {"default": parameter.default, "help": text, "required": parameter.default is parameter.empty}
+        how = {"help": text, "required": parameter.default is parameter.empty}
+        how["default"] = argparse.SUPPRESS if how["required"] else parameter.default
         if kind is bool:
             how["action"] = "store_true"
         elif get_origin(kind) is Literal:

@@ -175,7 +175,8 @@ def unpack(archive: Path, folder: Path, encoding: str | None, room: list[int]) -
             found = ((m, m.filename, m.file_size, stat.S_ISLNK(m.external_attr >> 16)) for m in packed.infolist())
         else:
             packed = tarfile.open(archive)  # noqa: SIM115 - closed below, as the other
-            packed.extraction_filter = tarfile.data_filter
+            # Which Python has from 3.11.4 on; what leads out of the folder is refused below in any case.
+            packed.extraction_filter = getattr(tarfile, "data_filter", None)
             found = ((m, m.name, m.size, not (m.isreg() or m.isdir())) for m in packed)
         with packed:
             members = []

@@ -260,13 +260,12 @@ ASK_TEACHER = """
 import sys, time, torch, transformers
 sys.path.insert(0, sys.argv[1])
 import finetune
-views = torch.randint(0, 256, (64, 160, 160, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+views = torch.randint(0, 256, (64, 160, 160, 3), dtype=torch.uint8)
 teacher = finetune.Teacher(sys.argv[4], "cpu")
-teacher.times = []
 model = transformers.AutoModelForImageClassification.from_pretrained(sys.argv[4], dtype=torch.float32).eval()
-def eager(pixels):
+def eager(views):
     with torch.inference_mode():
-        pixels = torch.nn.functional.interpolate(pixels, (teacher.size,) * 2, mode="bilinear", antialias=True)
+        pixels = torch.nn.functional.interpolate(views.permute(0, 3, 1, 2), (teacher.size,) * 2, mode="bilinear", antialias=True)
         return model(finetune.scale(pixels, teacher.processor).contiguous()).logits
 ask = eager if sys.argv[5:] else teacher.logits
 ask(views)
@@ -317,7 +316,7 @@ def options(data_path: Path, teacher: str) -> None:
             command += ["--lr", "2e-3", "--seed", seed, "--checkpoints_path", Path(scratch, "pets")]
             printed([*command, *option.format(teacher).split()])
             card = Path(scratch, "pets", "README.md").read_text()
-        return tuple(float(re.search(rf"- {name}: (\S+)", card)[1]) for name in ("accuracy", "f1"))
+        return tuple(float(re.search(rf"- {name}[^:]*: (\S+)", card)[1]) for name in ("accuracy", "f1"))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # a run for each core: together they take less time
         runs = [pool.submit(trained, option, seed) for option in OPTIONS for seed in ("1", "2", "3")]

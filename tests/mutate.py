@@ -217,15 +217,15 @@ FAULTS = [
     Fault(
         "finetune: test photos in training",
         "finetune.py",
-        "train_dataset=train,",
-        "train_dataset=test,",
+        "make_trainer(student, train, validation,",
+        "make_trainer(student, test, validation,",
         "finetune test_split or card_holds",
     ),
     Fault(
         "finetune: the best epoch chosen by the test split",
         "finetune.py",
-        "eval_dataset=validation,",
-        "eval_dataset=test,",
+        "make_trainer(student, train, validation,",
+        "make_trainer(student, train, test,",
         "finetune test_split or best_epoch",
     ),
     Fault(
@@ -245,8 +245,8 @@ FAULTS = [
     Fault(
         "finetune: the epoch with the largest loss is kept",
         "finetune.py",
-        'greater_is_better=monitor_metric_name != "loss"',
-        "greater_is_better=True",
+        "metric_for_best_model=asked.monitor_metric_name,",
+        "metric_for_best_model=asked.monitor_metric_name, greater_is_better=True,",
         "finetune best_epoch",
     ),
     Fault(
@@ -280,21 +280,21 @@ FAULTS = [
     Fault(
         "finetune: the teacher has no weight",
         "finetune.py",
-        "loss = LABELS * loss + OUR_CLASSES * divergence(logits, ours)",
+        "loss = LABELS * loss + OUR_CLASSES * divergence(logits, teacher.read(theirs))",
         "loss = LABELS * loss",
         "finetune three_parts",
     ),
     Fault(
         "finetune: each process takes the whole batch",
         "finetune.py",
-        "per_device_train_batch_size=batch_size // processes.num_processes",
-        "per_device_train_batch_size=batch_size",
+        "per_device_train_batch_size=asked.batch_size // processes.num_processes",
+        "per_device_train_batch_size=asked.batch_size",
         "finetune two_processes",
     ),
     Fault(
         "finetune: the seed is not set",
         "finetune.py",
-        "    set_seed(seed)  # before",
+        "    transformers.set_seed(seed)  # before",
         "    # before",
         "finetune same_seed or resumes",
     ),
@@ -331,7 +331,7 @@ FAULTS = [
         "finetune.py",
         "GaussianBlur(4 * side / 224))",
         "GaussianBlur(side / 224))",
-        "finetune stress_table",
+        "finetune stress_table_counts",
     ),
     Fault(
         "finetune: the baseline's mistakes are counted as its own",
@@ -441,7 +441,7 @@ FAULTS = [
     Fault(
         "finetune: the last layer is not new",
         "finetune.py",
-        "model.get_submodule(head).reset_parameters()",
+        "model.get_submodule(head_name(model)).reset_parameters()",
         "pass",
         "finetune of_the_hub or test_split",
     ),
@@ -455,8 +455,8 @@ FAULTS = [
     Fault(
         "finetune: timm's names with transformers' prefix",
         "finetune.py",
-        "in model.timm_model.state_dict().items()}",
-        "in model.state_dict().items()}",
+        "save_model(model.timm_model, ",
+        "save_model(model, ",
         "finetune each_family or shipped_model",
     ),
     Fault(

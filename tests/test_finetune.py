@@ -16,6 +16,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,8 +32,13 @@ from PIL import Image, ImageFilter
 from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
-from torchvision.transforms.functional import to_pil_image
-from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ViTForImageClassification,
+    default_data_collator,
+    pipeline,
+)
 
 import app
 import finetune
@@ -157,7 +163,7 @@ def test_the_app_measures_the_accuracy_of_the_cards_best_epoch(checkpoint, datas
 
 
 def card_temperature(folder) -> float:
-    return float(re.search(r"validation split best, ([\d.]+),", (folder / "README.md").read_text())[1])
+    return float(re.search(r"validation split best, (\d+\.\d+)", (folder / "README.md").read_text())[1])
 
 
 def test_the_best_epoch_by_the_monitored_metric_is_saved(dataset, tmp_path):
@@ -215,7 +221,7 @@ def test_the_temperature_that_fits_the_validation_split_is_in_the_weights(checkp
     logits, labels = logits_of(checkpoint, validation["image"]), torch.tensor(validation["label"])
     assert abs(card_temperature(checkpoint) - 1) > 0.05  # else this says nothing
     loss = {t: torch.nn.functional.cross_entropy(logits / t, labels).item() for t in (1, 0.5, 0.8, 0.9, 1.1, 1.25, 2)}
-    assert loss[1] <= min(loss.values()) + 1e-5
+    assert loss[1] <= min(loss.values()) + 1e-4
     put_behind(mobilenet=checkpoint)
     found, _ = app.answer(finetune.rgb(validation[0]["image"]), "mobilenet")
     expected = dict(zip(app.classifier("mobilenet").labels, logits[0].softmax(0).tolist(), strict=True))
@@ -258,7 +264,7 @@ def test_control_c_says_so_in_one_line_and_how_to_go_on(dataset, tmp_path):
         process.send_signal(signal.SIGINT)
         stderr = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 130 and "Traceback" not in stderr
-    assert stderr.splitlines()[-1].startswith("finetune.py: stopped; --resume continues")
+    assert stderr.splitlines()[-1].startswith("finetune.py: stopped. Add --resume to continue")
     assert [file.name for file in tmp_path.iterdir()] == [".pets.unfinished"]
 
 
@@ -286,7 +292,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(dataset, checkpo
     half_saved.parent.mkdir(exist_ok=True)
     half_saved.write_text("{")
     assert "Add --resume to continue it" in call("finetune.py", *command).stderr
-    assert "was begun by another command" in call("finetune.py", *command, "--resume", "--seed", "3").stderr
+    assert "was started by another command" in call("finetune.py", *command, "--resume", "--seed", "3").stderr
     resumed = call("finetune.py", *command, "--resume")
     assert resumed.returncode == 0 and "Decoding photos" not in resumed.stderr
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
@@ -427,12 +433,13 @@ def test_the_options_of_training_change_the_weights_and_the_card_stays_true(data
 def test_a_teacher_answers_as_it_does_elsewhere(dataset, tiny_vit):
     photos = finetune.Photos(load_from_disk(str(dataset))["train"], finetune.image_processor(64))
     photos.side = 48
-    views = finetune.batch([photos[index] for index in range(8)])["plain"]
+    views = default_data_collator([photos[index] for index in range(8)])["plain"]
     teacher = finetune.Teacher(str(tiny_vit), "cpu")
     processor, model = AutoImageProcessor.from_pretrained(tiny_vit), ViTForImageClassification.from_pretrained(tiny_vit)
     with torch.inference_mode():
-        expected = model(**processor([to_pil_image(view) for view in views], return_tensors="pt")).logits.numpy()
-    teacher.times = []
+        expected = model(
+            **processor([Image.fromarray(view.numpy()) for view in views], return_tensors="pt")
+        ).logits.numpy()
     assert teacher.classes == 1000 and np.abs(teacher.logits(views) - expected).max() < 0.02 * np.ptp(expected)
 
 
@@ -472,20 +479,21 @@ def test_the_loss_has_the_three_parts_and_the_features_feel_each(dataset, tiny_v
     model, processor = finetune.build_model("mobilenet_v3_small", names, "none", None)
     model.timm_model.drop_rate = 0.0  # so that it repeats
     network = model.timm_model
+    network.classifier.bias.data = torch.tensor([2.0, 0.0, -2.0])  # it disagrees with the teacher, so each part shows
     photos = finetune.Photos(load_from_disk(str(dataset))["train"], processor)
     teacher = finetune.Teacher(str(tiny_vit), "cpu")
-    teacher.learn_our_classes(photos, names, PartialState(cpu=True))
+    teacher.learn_our_classes(photos, len(names), PartialState(cpu=True))
     weights = torch.tensor([1.0, 2.0, 0.5])
     student = finetune.make_student(model, processor, weights, teacher)
-    every = teacher.logits(finetune.batch(list(photos))["pixels"])
+    every = teacher.logits(default_data_collator(list(photos))["pixels"])
     photos.side = 48
-    rows = finetune.batch([photos[index] for index in range(4)])
+    rows = default_data_collator([photos[index] for index in range(4)])
     theirs = teacher.logits(rows["plain"])
     ours = teacher.read(theirs)
     assert ours.shape == (4, 3) and np.allclose(ours.sum(1), 1)
     expected = LogisticRegression(C=0.01, max_iter=200).fit(every, photos.labels).predict_proba(theirs)
     assert np.allclose(ours, expected, atol=1e-3)
-    pixels = finetune.scale(rows["pixels"], processor)
+    pixels = finetune.scale(rows["pixels"].permute(0, 3, 1, 2), processor)
     features = network.forward_head(network.forward_features(pixels), pre_logits=True)
     logits = network.get_classifier()(features)
     parts = [torch.nn.functional.cross_entropy(logits, rows["labels"], weights)]
@@ -510,10 +518,13 @@ def test_the_loss_has_the_three_parts_and_the_features_feel_each(dataset, tiny_v
 
 
 def test_nineteen_of_twenty_right_answers_are_not_below_the_threshold():
-    certain, right = np.linspace(0.3, 1, 120), np.arange(120) >= 20
-    threshold = finetune.unsure_below(certain, right)
-    assert (certain[right] >= threshold).mean() == 0.95
-    assert finetune.unsure_below(certain, ~right & right) == 0
+    dice = np.random.default_rng(0)
+    labels = dice.integers(0, 3, 400)
+    logits = 3 * np.eye(3)[labels] + dice.normal(0, 2, (400, 3))
+    temperature, threshold = finetune.calibrate(logits, labels)
+    certain, right = finetune.confidences(logits, labels, temperature)
+    assert 200 < right.sum() < 400 and (certain[right] >= threshold).mean() == pytest.approx(0.95, abs=0.003)
+    assert finetune.calibrate(np.eye(3), np.array([1, 2, 0]))[1] == 0  # no answer is right
 
 
 def test_a_model_of_the_hub_gets_a_new_head_and_its_own_preprocessing(tiny_vit, dataset, put_behind, tmp_path):
@@ -578,7 +589,7 @@ def test_the_hub_is_read_at_a_revision_and_over_a_fault_at_any_call(hub, no_wait
     for number in range(1, len(hub.requests) + 1):
         hub.faults = {number: (503, "cut", 429)[number % 3]}
         assert read(f"you/photos@{revisions[0]}") == 36 and not hub.faults, number
-    with pytest.raises(OSError, match="--data_path you/photos@nothing is neither"):
+    with pytest.raises(OSError, match="--data_path you/photos@nothing cannot be read"):
         read("you/photos@nothing")
 
 
@@ -598,7 +609,29 @@ def test_the_stress_table_is_that_of_the_photos_made_worse(checkpoint, dataset, 
         assert float(rows[row][1]) == pytest.approx(100 - 100 * wrong.float().mean().item(), abs=0.06)
         assert float(rows[row][2]) == pytest.approx(100 * surely, abs=0.06)
     worst = min(rows[1:], key=lambda row: float(row[1]))
-    assert f"Worst are photos {worst[0]}: {worst[1]} % are answered right, and {worst[2]} % wrong with more" in card
+    assert (
+        f"does worst on photos {worst[0]}: {worst[1]} % are answered right, and {worst[2]} % are answered wrong with"
+        in card
+    )
+
+
+def test_the_stress_table_counts_the_answers_about_photos_made_worse(dataset):
+    """Of a judge of edges, which are all sharp enough until the photos are blurred."""
+    test = finetune.Photos(load_from_disk(str(dataset))["test"], finetune.image_processor(64))
+    blurred = [test.photo(index).filter(ImageFilter.GaussianBlur(4 * 64 / 224)) for index in range(len(test))]
+    edges = np.array([np.abs(np.diff(np.asarray(photo, float), axis=1)).max() for photo in blurred])
+
+    class Judge(torch.nn.Module):
+        class_weights = torch.ones(3)
+
+        def forward(self, pixels, labels):
+            sharp = pixels.float().diff(dim=2).abs().amax((1, 2, 3)) - np.median(edges)
+            return {"logits": torch.nn.functional.one_hot(labels, 3) * sharp[:, None]}
+
+    right = {row["photos"]: row["right"] for row in finetune.stress(Judge(), test)}
+    assert right["as they are"] == 100
+    expected = 100 * (edges > np.median(edges)).mean()
+    assert right["blurred by 4 px of 224"] == pytest.approx(expected) and expected < 60
 
 
 def test_the_card_compares_with_a_baseline_on_the_same_photos(checkpoint, dataset, tmp_path):
@@ -610,9 +643,11 @@ def test_the_card_compares_with_a_baseline_on_the_same_photos(checkpoint, datase
     )
     better, worse = (new & ~old).sum(), (old & ~new).sum()
     p = min(1, 2 * sum(math.comb(better + worse, k) for k in range(min(better, worse) + 1)) / 2 ** (better + worse))
-    said = f"is right on {old.mean():.2%} and this model on {new.mean():.2%}: {better} only this one answers right, {worse} only"
+    said = f"is right on {old.mean():.2%} and this model on {new.mean():.2%}: {better} are answered right by this model only,"
     card = (tmp_path / "new" / "README.md").read_text()
-    assert better + worse > 0 and said in card and f"(p = {p:.3g})" in card
+    assert better + worse > 0 and f"{said} {worse} by the other" in card and f"(p = {p:.3g})" in card
+    unlike = finetune.compare("other", np.arange(9) < 3, np.arange(9) > 1)
+    assert "6 are answered right by this model only, 2 by the other only" in unlike
 
 
 def test_a_trial_goes_to_the_card_and_says_what_the_whole_run_takes(dataset, tmp_path):
@@ -644,9 +679,7 @@ def test_too_little_memory_is_one_sentence_with_the_batch_size_to_try(dataset, t
     command += ["--checkpoints_path", tmp_path / "large", "--device", "cpu"]
     result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
     assert result.returncode == 1 and "Traceback" not in result.stderr.splitlines()[-1]
-    assert (
-        "The memory of this cpu is too small for --batch_size 36. Try --batch_size 18" in result.stderr.splitlines()[-1]
-    )
+    assert "There is too little memory for --batch_size 36. Try --batch_size 18" in result.stderr.splitlines()[-1]
     assert not list(tmp_path.iterdir())
 
 
@@ -698,19 +731,15 @@ def test_photos_from_the_file_are_those_that_are_decoded_each_time(dataset, tmp_
 
 
 def test_training_photos_grow_from_half_to_five_sixths_of_the_size():
-    assert [finetune.training_size(192, progress) for progress in (0, 0.375, 0.75, 1)] == [96, 128, 160, 160]
-    assert finetune.training_size(32, 0) == 32  # the networks need as much
+    def side(size: int, epoch: int) -> int:
+        train = SimpleNamespace(size=size)
+        finetune.by_epoch(train, False).on_epoch_begin(
+            SimpleNamespace(num_train_epochs=8), SimpleNamespace(epoch=epoch), None
+        )
+        return train.side
 
-
-def test_weight_decay_spares_norms_and_biases():
-    model, _ = finetune.build_model("mobilenet_v3_small", ["a", "b", "c"], "none", None)
-    decay = {
-        id(p): group["weight_decay"] for group in finetune.optimizer(model, 0.1).param_groups for p in group["params"]
-    }
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            spared = name == "bias" or isinstance(module, torch.nn.BatchNorm2d)
-            assert decay[id(parameter)] == (0 if spared else 0.05)
+    assert [side(192, epoch) for epoch in (0, 3, 6, 8)] == [96, 128, 160, 160]
+    assert side(32, 0) == 32  # the networks need as much
 
 
 def test_the_same_seed_gives_the_same_weights(checkpoint, dataset, tmp_path):
@@ -782,7 +811,7 @@ def test_features_without_a_classifier_are_taken_and_one_line_says_what_is_new(t
     assert len(said) == 1 and "has no classifier: " in said[0] and "conv_head.weight" in said[0]
     spoilt = {
         "blocks.2.0.conv_pw.weight is missing": lambda tensors: tensors.pop("features.4.block.0.0.weight"),
-        "more is missing, or of another network": lambda tensors: tensors.update(more=torch.zeros(1)),
+        "more is missing, not finite, or of another network": lambda tensors: tensors.update(more=torch.zeros(1)),
         "not finite": lambda tensors: tensors["features.0.0.weight"].fill_(float("nan")),
         "conv_stem.weight is": lambda tensors: tensors.update({"features.0.0.weight": torch.zeros(3)}),
     }
@@ -801,19 +830,22 @@ def test_features_without_a_classifier_are_taken_and_one_line_says_what_is_new(t
         (["--weights", "DEFAULT"], "--weights none"),
         (["--weights", "nothing.safetensors"], "--weights nothing.safetensors cannot be downloaded or read"),
         (["--weights", "WRONG"], "is not a mobilenet_v3_small"),
-        (["--data_path", "nowhere"], "--data_path nowhere is neither a folder that prep.py wrote nor a dataset"),
+        (["--data_path", "nowhere"], "--data_path nowhere cannot be read as a folder of prep.py or a Hub dataset"),
         (["--data_path", "."], "). Prepare it first: python prep.py --image_path . --dst_path dataset"),
         (["--epochs", "0"], "--epochs 0 must be greater than 0"),
-        (["--model_name", "alexnet"], "--model_name alexnet: transformers loads no image classifier of this name"),
-        (["--model_name", "them/vit", "--weights", "x.safetensors"], "--weights x.safetensors: transformers loads no"),
-        (["--report_to", "wandb"], "Not installed: wandb. Run: pip install"),
+        (["--model_name", "alexnet"], "--model_name alexnet cannot be loaded by transformers as an image classifier"),
+        (
+            ["--model_name", "them/vit", "--weights", "x.safetensors"],
+            "--weights x.safetensors cannot be loaded by transformers",
+        ),
+        (["--report_to", "wandb"], "wandb is not installed. Run: pip install wandb"),
         (["--baseline", "VIT"], "has other labels than the dataset"),
         (["--monitor_metric_name", "luck"], "invalid choice: 'luck'"),
         (["--device", "cuda"], "--device cuda is not available"),
         (["--push_to_hub", "you/pets"], "hf auth login"),
-        (["--lr", "1e30"], "infinity"),
+        (["--lr", "1e30"], "diverged"),
         (["--image_size", "16"], "--image_size 16 is too small: mobilenet_v3_small needs 32 or more"),
-        (["--teacher", "."], "--teacher .: transformers loads no image classifier of this name"),
+        (["--teacher", "."], "--teacher . cannot be loaded by transformers"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing_behind(
@@ -904,7 +936,7 @@ def test_a_refusal_ends_the_push_in_words_and_the_checkpoint_stays(checkpoint, h
         hub.commits["you/pets"], hub.private["you/pets"] = [{}], True
         hub.requests.clear()
         hub.faults = dict.fromkeys(range(2, 99), status)
-        with pytest.raises(OSError, match=f"Push it later with: hf upload you/pets {checkpoint}") as refusal:
+        with pytest.raises(OSError, match=f"Upload it later with: hf upload you/pets {checkpoint}") as refusal:
             finetune.push(checkpoint, "you/pets")
         assert len(str(refusal.value).splitlines()) == 1
         assert len(hub.requests) < 12 and hub.commits["you/pets"] == [{}]
@@ -953,7 +985,8 @@ def test_app_and_finetune_see_the_same_pixels_of_a_photo(tmp_path, mode):
 def test_the_network_is_given_the_same_numbers_in_training_and_in_the_app(checkpoint, dataset):
     part, processor = load_from_disk(str(dataset))["validation"], finetune.image_processor(64)
     photos = finetune.Photos(part, processor)
-    in_training = finetune.scale(finetune.batch(list(photos))["pixels"], processor)
+    pixels = default_data_collator(list(photos))["pixels"]
+    in_training = finetune.scale(pixels.permute(0, 3, 1, 2), processor)
     files = [io.BytesIO(row["bytes"]) for row in part.data.column("image").to_pylist()]
     served = app.load_classifier(str(checkpoint))
     in_app = torch.from_numpy(served.pixels([app.open_photo(file) for file in files]))

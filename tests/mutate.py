@@ -364,8 +364,8 @@ FAULTS = [
     Fault(
         "app: temperature twice",
         "app.py",
-        "    return READY[model].logits(pixel_values)",
-        "    return READY[model].logits(pixel_values) / 0.8",
+        "else ready.logits(pixels)",
+        "else ready.logits(pixels) / 0.8",
         "finetune shipped_model or temperature",
     ),
     Fault(

@@ -495,7 +495,7 @@ def test_compare_explain_and_models_answer_programs(client, put_behind, tiny_vit
     assert [one["name"] for one in models] == ["mobilenet", "vit"]
     assert all(one["loaded"] and one["labels"] == ["Cat", "Dog", "Neither"] for one in models)
     assert "right that it was tested with" in models[0]["measured"] and not models[1]["measured"]
-    assert "any photo is given one of them" in models[0]["limits"]
+    assert "gives each photo one of them" in models[0]["limits"]
 
 
 def test_compare_answers_with_what_there_is(client, put_behind):

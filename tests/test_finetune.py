@@ -303,7 +303,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(dataset, checkpo
 
 
 def test_two_processes_take_the_same_steps_measure_the_whole_split_and_write_once(dataset, tmp_path):
-    options = ["--weights", "none", "--image_size", "48", "--batch_size", "8", "--epochs", "2", "--lr", "5e-3"]
+    options = ["--weights", "none", "--image_size", "48", "--batch_size", "8", "--epochs", "1", "--lr", "5e-3"]
     one = train(dataset, tmp_path / "one", *options)
     test = load_from_disk(str(dataset))["test"]
     readme = (Path(finetune.__file__).parent / "README.md").read_text()

@@ -235,10 +235,11 @@ class Photos:
     """A split for the Trainer: `pixels`, uint8 of shape (side, side, 3), and `labels`.
 
     Photos are whole until `side` is set. Then each is a view, a new one in each `epoch`; it depends on seed, epoch and index
-    alone. All processes of a machine map the file `decoded`; without it each photo is decoded again each time.
+    alone. All processes of a machine map the file `decoded`; without it each photo is decoded again each time. For a teacher
+    rows also have the `plain` view.
     """
 
-    side, epoch = None, 0
+    side, epoch, for_teacher = None, 0, False
 
     def __init__(self, part, processor, seed: int = 0, decoded: Path | None = None):
         self.labels = part.with_format("numpy", columns=["label"])[:]["label"]
@@ -264,7 +265,7 @@ class Photos:
         photo, row = self.photo(index), {"labels": self.labels[index]}
         if self.side:
             plain, photo = vary(photo, self.side, random.Random(f"{self.seed} {self.epoch} {index}"))
-            row["plain"] = np.array(plain)
+            row |= {"plain": np.array(plain)} if self.for_teacher else {}
         return {"pixels": np.array(photo), **row}
 
     def __getitems__(self, indices: list[int]) -> list[dict]:
@@ -819,6 +820,7 @@ def finetune(
         train, validation, test = parts.values()
         if asking:
             asking.learn_our_classes(train, len(names), processes)
+            train.for_teacher = True
         prepared = time.perf_counter() - start
         counts = {split: np.bincount(part.labels, minlength=len(names)) for split, part in parts.items()}
         # Rare classes count more in the loss, by a root; without the root common classes are called rare.

@@ -432,7 +432,7 @@ def test_the_options_of_training_change_the_weights_and_the_card_stays_true(data
 
 def test_a_teacher_answers_as_it_does_elsewhere(dataset, tiny_vit):
     photos = finetune.Photos(load_from_disk(str(dataset))["train"], finetune.image_processor(64))
-    photos.side = 48
+    photos.side, photos.for_teacher = 48, True
     views = default_data_collator([photos[index] for index in range(8)])["plain"]
     teacher = finetune.Teacher(str(tiny_vit), "cpu")
     processor, model = AutoImageProcessor.from_pretrained(tiny_vit), ViTForImageClassification.from_pretrained(tiny_vit)
@@ -486,7 +486,7 @@ def test_the_loss_has_the_three_parts_and_the_features_feel_each(dataset, tiny_v
     weights = torch.tensor([1.0, 2.0, 0.5])
     student = finetune.make_student(model, processor, weights, teacher)
     every = teacher.logits(default_data_collator(list(photos))["pixels"])
-    photos.side = 48
+    photos.side, photos.for_teacher = 48, True
     rows = default_data_collator([photos[index] for index in range(4)])
     theirs = teacher.logits(rows["plain"])
     ours = teacher.read(theirs)

@@ -98,6 +98,7 @@ MAX_PIXELS = 89_000_000  # above it a small file can fill the memory; Pillow's o
 ENOUGH = 448  # pixels of a photo's shorter side, twice what the models look at; larger ones are reduced first
 MAX_FILE = 20_000_000  # bytes of a photo that is uploaded or fetched
 MAX_BODY = 28_000_000  # bytes of a call that is no upload: such a photo as a data URL
+MAX_IGNORED = 200_000_000  # bytes read of a call that is refused: whoever is still sending does not hear the answer
 MAX_FILES = 500
 BATCH_SIZE = 16
 FETCH_SECONDS = 10
@@ -1222,16 +1223,24 @@ def guarded(app: Callable) -> Callable:
             await app(scope, receive, send)
             return
 
+        async def read():
+            nonlocal unread
+            message = await receive()
+            unread = message.get("more_body", False) and unread - len(message["body"])
+            return message
+
         async def with_room():
             if shutil.disk_usage(UPLOADS.parent).free < FREE_BYTES:
                 raise HTTPException(507)
-            return await receive()
+            return await read()
 
         async def read_marked():
             return messages.pop() if messages else await receive()
 
         async def with_headers(message):
             if message["type"] == "http.response.start":
+                while unread > 0:
+                    await read()
                 # A browser must not take a file for a page because it looks like one, nor tell others where it was.
                 headers = MutableHeaders(scope=message)
                 headers.update({"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"})
@@ -1239,17 +1248,15 @@ def guarded(app: Callable) -> Callable:
 
         # gradio stumbles over malformed ranges, and sends the headers of a request for a part of a file back.
         scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
-        path, content, more = scope["path"], bytearray(), scope["method"] == "POST"
+        path, content, unread = scope["path"], bytearray(), MAX_IGNORED if scope["method"] == "POST" else 0
         if "/file=http" in path:  # other sites are not fetched for anybody
             await refuse(403)(scope, receive, with_headers)
             return
         if path.endswith("/upload"):
             await app(scope, with_room, with_headers)
             return
-        while more:
-            message = await receive()
-            content += message.get("body", b"")
-            more = message.get("more_body", False)
+        while unread > 0:
+            content += (await read()).get("body", b"")
             if len(content) > MAX_BODY:
                 await refuse(413)(scope, receive, with_headers)
                 return

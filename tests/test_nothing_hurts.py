@@ -149,11 +149,11 @@ def test_uploads_are_limited_and_never_shown_as_pages(app_url):
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     large = (
         b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
-        + bytes(21_000_000)
+        + bytes(60_000_000)
         + b"\r\n--x--"
     )
     assert ask(f"{app_url}/gradio_api/upload", large, **kind)[0] == 413
-    body = b'{"data": ["' + b"A" * 30_000_000 + b'"]}'
+    body = b'{"data": ["' + b"A" * 60_000_000 + b'"]}'
     status, _, content = ask(f"{app_url}/gradio_api/call/predict", body, **{"Content-Type": "application/json"})
     assert status == 413 and b"too large" in content
     for name, content in (

@@ -79,6 +79,8 @@ def test_prep_finetune_and_the_page_work_as_pasted(scripts, tiny_vit, monkeypatc
         assert result.returncode == 0, f"{command}\n{result.stderr}"
     assert len(started) == 4
     variable, checkpoint = next(c for c in COMMANDS if c.endswith("python app.py") and "=" in c).split()[0].split("=")
+    two = "\ntorchrun --nproc_per_node 2 finetune.py"  # which the card says of accelerate, the last one there, too
+    assert two in (scripts / checkpoint / "README.md").read_text()
     with running_app(scripts, **{variable: checkpoint}) as url:
         curl = next(code for language, code in BLOCKS if language == "bash" and "curl" in code)
         assert '"label"' in shell(curl.replace("http://127.0.0.1:7860", url), scripts).stdout

@@ -425,6 +425,15 @@ FAULTS = [
         "nothing_hurts leaves_frees",
     ),
     Fault(
+        "app: a refused call is not read to its end",
+        "app.py",
+        """                while unread > 0:
+                    await read()
+""",
+        "",
+        "nothing_hurts uploads_are_limited",
+    ),
+    Fault(
         "app: no limit on pixels",
         "app.py",
         "if image.width * image.height > MAX_PIXELS:",

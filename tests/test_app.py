@@ -500,10 +500,9 @@ def test_compare_explain_and_models_answer_programs(client, put_behind, tiny_vit
 
 def test_compare_answers_with_what_there_is(client, put_behind):
     put_behind(vit="you/nothing")
-    mobilenet, vit, words = client.predict(handle_file(app.EXAMPLES / "dog-red.jpg"), api_name="/compare")
-    assert mobilenet["label"] == "Dog" and "the Hub cannot be reached" in vit["error"]
-    sure = app.percent(mobilenet["confidences"][0]["confidence"])
-    assert words == f"Only one model answered: mobilenet says Dog ({sure})."
+    mobilenet, vit, words = client.predict(handle_file(app.EXAMPLES / "cat-chelsea.jpg"), api_name="/compare")
+    assert mobilenet["label"] == "Cat" and "the Hub cannot be reached" in vit["error"]
+    assert re.fullmatch(r"Only one model answered: mobilenet says Cat \(> 99 %\)\.", words)
 
 
 @pytest.mark.parametrize("model", ["mobilenet", "vit"])
